@@ -1,0 +1,92 @@
+"""Every error that Linnet raises on purpose.
+
+A message names the value, what was expected, and the next move. The `linnet` command prints it
+without a traceback and exits with the class's `exit_code`; anything else that escapes is a bug.
+"""
+
+
+class LinnetError(Exception):
+    """Root of the tree: something that the person running Linnet can put right."""
+
+    exit_code = 1
+
+
+class SettingsError(LinnetError):
+    """A setting is misspelt, out of its bounds, or contradicts another one."""
+
+    exit_code = 2
+
+
+class SourceError(LinnetError):
+    """The labelled pictures can't be found, read, or made into a dataset."""
+
+
+class PictureError(LinnetError):
+    """One picture can't be used. `reason` is a short stable word for tables and quarantine."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class DatasetError(LinnetError):
+    """A dataset folder is absent, half written, or not what the step needs."""
+
+
+class NetworkError(LinnetError):
+    """A network or its pretrained weights can't be had or don't fit together."""
+
+
+class TrainingError(LinnetError):
+    """Training can't start or can't go on, for example because the loss is not a number."""
+
+
+class CheckpointError(LinnetError):
+    """A checkpoint is absent, half written, or of another network or dataset."""
+
+
+class GraphError(LinnetError):
+    """An ONNX graph is absent, damaged, or does not agree with the checkpoint it came from."""
+
+
+class EvaluationError(LinnetError):
+    """A report can't be made from these predictions, or can't be read."""
+
+
+class ReleaseError(LinnetError):
+    """A release is absent, half written, or does not match its digests."""
+
+
+class ReleaseExistsError(ReleaseError):
+    """The version asked for is already released; releases are immutable."""
+
+
+class StoreError(LinnetError):
+    """An object store or folder refused an operation."""
+
+
+class StoreUnreachableError(StoreError):
+    """The store did not answer after the retries."""
+
+
+class StoreDeniedError(StoreError):
+    """The store answered, and refused the credentials or the operation."""
+
+
+class StoreFullError(StoreError):
+    """No space is left where something had to be written."""
+
+
+class TrackingError(LinnetError):
+    """MLflow can't be reached or refused an operation."""
+
+
+class GateRefusedError(LinnetError):
+    """The gate refused the model: nothing went wrong, and nothing was released."""
+
+    exit_code = 3
+
+
+class RunFailedError(LinnetError):
+    """A step of the pipeline failed; the message carries the step's own error."""

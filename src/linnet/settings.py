@@ -1,0 +1,354 @@
+"""Every setting of a run: its meaning, unit and bounds.
+
+A run is one small YAML file (`pipelines/settings/*.yaml`) that `RunSettings` validates. Settings
+are frozen, an unknown key is an error that names the nearest right one, and nothing here reads the
+environment: where stores and services live is in `linnet.stores.connections`.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from linnet.errors import SettingsError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, every default validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str = "settings") -> Self:
+        """Return validated settings.
+
+        Raises:
+            SettingsError: every wrong key and value, each with what was expected and, for a
+                misspelt key, the nearest right one.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError(_explain(cls, error, where)) from error
+
+
+class CsvSettings(Settings):
+    """How to read labels from a CSV that lies beside a folder of pictures."""
+
+    path: str = Field(description="CSV file, relative to the source's root or absolute")
+    file_column: str = Field("file", description="column with the picture's path below `root`")
+    label_column: str | None = Field("label", description="column with the class name")
+    vote_columns: tuple[str, ...] = Field(
+        (), description="instead of a label column: one column per annotator, majority wins"
+    )
+    split_column: str | None = Field(None, description="column with train, val or test")
+    group_column: str | None = Field(None, description="pictures of one group stay in one split")
+    root: str = Field("", description="folder of the pictures, relative to the source's root")
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> Self:
+        if (self.label_column is None) == (not self.vote_columns):
+            raise ValueError(
+                "give either label_column or vote_columns, and label_column: null with votes"
+            )
+        return self
+
+
+class SourceSettings(Settings):
+    """Where the labelled pictures come from."""
+
+    uri: str = Field(
+        "digits",
+        description="digits | folder, .zip or .tar[.gz|.bz2|.xz] | s3://bucket/prefix-or-archive | "
+        "torchvision://NAME",
+    )
+    csv: CsvSettings | None = Field(None, description="labels from a CSV instead of class folders")
+    splits: dict[str, Split | Literal["ignore"]] = Field(
+        default_factory=dict,
+        description="more names of split folders or split values, such as {holdout: val}",
+    )
+
+
+class IngestSettings(Settings):
+    """How pictures are checked, split and stored."""
+
+    min_side_px: Count = Field(8, description="smaller pictures are quarantined, pixels")
+    max_pixels: Count = Field(50_000_000, description="larger pictures are quarantined, w × h")
+    val_fraction: Fraction = Field(0.15, description="share of pictures for validation")
+    test_fraction: Fraction = Field(0.15, description="share of pictures for test")
+    seed: int = Field(42, ge=0, description="seed of the split")
+    near_duplicates: Literal["group", "drop", "ignore"] = Field(
+        "group",
+        description="group: never part near duplicates over splits that we make; "
+        "drop: keep one of each; ignore: don't look for them",
+    )
+    max_quarantined: Fraction = Field(
+        0.5, description="fail when a larger share of the pictures is quarantined"
+    )
+    shard_pictures: Count = Field(2048, description="pictures per Parquet shard")
+    workers: Count | None = Field(None, description="processes; null: one per available CPU")
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1.0:
+            raise ValueError("val_fraction + test_fraction must leave something to train on (< 1)")
+        return self
+
+
+Augmentation = Literal["none", "light", "standard", "strong"]
+Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"]
+
+
+class StageSettings(Settings):
+    """One stage of training: the head alone, or the whole network."""
+
+    epochs: Count = Field(10, description="most epochs of this stage")
+    lr: Rate = Field(1e-3, description="peak learning rate")
+    optimizer: str = Field("adamw", description="any optimizer of timm by name")
+    weight_decay: float = Field(0.01, ge=0.0, description="weight decay")
+    schedule: Literal["cosine", "step", "plateau", "poly", "tanh", "constant"] = Field(
+        "cosine", description="timm's learning rate schedule"
+    )
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
+    augmentation: Augmentation = Field("none", description="named set of augmentations")
+    patience: Count | None = Field(
+        None, description="stop after this many epochs without a better `monitor`; null: never"
+    )
+
+
+class TrainSettings(Settings):
+    """Which network is trained, from what, and how."""
+
+    network: str = Field("mobilenetv2_100", description="any network of timm by name")
+    weights: str = Field(
+        "hub", description="hub (timm's own) | none | a .safetensors or .pth file | s3://…"
+    )
+    normalisation: Literal["dataset", "network"] = Field(
+        "network", description="mean and std of the training split, or the network's own"
+    )
+    size_px: int = Field(224, ge=8, le=1024, description="side of the square input, pixels")
+    fit: Literal["squash", "crop", "pad"] = Field(
+        "squash",
+        description="squash: resize both sides; crop: resize the shorter, cut the centre; "
+        "pad: resize the longer, fill with grey",
+    )
+    batch_size: Count = Field(32, description="pictures per step and device")
+    head: StageSettings | None = Field(
+        default_factory=lambda: StageSettings(epochs=5, lr=1e-3),
+        description="first stage: backbone frozen; null: skip",
+    )
+    whole: StageSettings | None = Field(
+        default_factory=lambda: StageSettings(epochs=10, lr=1e-4, augmentation="standard"),
+        description="second stage: the whole network; null: skip",
+    )
+    monitor: Monitor = Field("val_macro_f1", description="what early stopping and `best` follow")
+    keep: tuple[Monitor, ...] = Field(
+        ("val_macro_f1", "val_loss"), description="a best checkpoint is kept for each of these"
+    )
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of the loss")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the classifier")
+    gradient_clip: float | None = Field(None, gt=0.0, description="largest gradient norm")
+    average_weights: Fraction = Field(
+        0.0, description="decay of an exponential moving average of the weights; 0: off"
+    )
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="arithmetic; auto: bf16 where the hardware computes in it, else 32"
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to train")
+    devices: Count | Literal["auto"] = Field("auto", description="accelerators to use")
+    workers: int = Field(0, ge=0, description="loader processes; 0: load in the training process")
+    seed: int = Field(42, ge=0, description="seed of initialisation, order and augmentation")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if self.head is None and self.whole is None:
+            raise ValueError("head and whole are both null: leave at least one stage to train")
+        if self.head is not None and self.weights == "none" and self.whole is None:
+            raise ValueError(
+                "weights: none with the head stage alone would train on random features; "
+                "set weights, or use the whole stage"
+            )
+        if self.monitor not in self.keep:
+            raise ValueError(f"monitor ({self.monitor}) must be among keep {list(self.keep)}")
+        return self
+
+
+class ExportSettings(Settings):
+    """How the checkpoint becomes an ONNX graph, and how closely it must agree."""
+
+    calibrate: bool = Field(
+        True, description="fit a temperature on the validation split and put it in the graph"
+    )
+    parity_pictures: Count = Field(256, description="validation pictures of the parity proof")
+    max_probability_difference: float = Field(
+        1e-3, gt=0.0, description="largest difference of a probability, torch against ONNX Runtime"
+    )
+    min_label_agreement: Fraction = Field(1.0, description="share of equal labels that is needed")
+
+
+class EvaluateSettings(Settings):
+    """How the graph is measured on the test split."""
+
+    batch_size: Count = Field(32, description="pictures per call of the graph")
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
+        1000, description="resamples behind each interval"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="level of the intervals")
+    calibration_bins: Annotated[int, Field(ge=2)] = Field(15, description="bins of the ECE")
+    mistakes: int = Field(24, ge=0, description="most confident mistakes shown as pictures")
+    seed: int = Field(42, ge=0, description="seed of the resampling")
+
+
+Metric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "roc_auc",
+    "pr_auc",
+    "log_loss",
+    "calibration_error",
+]
+LOWER_IS_BETTER: frozenset[Metric] = frozenset({"log_loss", "calibration_error"})
+
+
+class GateSettings(Settings):
+    """What a model must show before it is released."""
+
+    minimum: dict[Metric, float] = Field(
+        default_factory=dict, description="smallest value of a metric that passes"
+    )
+    maximum: dict[Metric, float] = Field(
+        default_factory=dict, description="largest value of a metric that passes"
+    )
+    better_than_baseline: Metric = Field(
+        "balanced_accuracy", description="metric that must beat the majority class's"
+    )
+    champion: Literal["compare", "ignore"] = Field(
+        "compare", description="compare with the registry's champion on the same test pictures"
+    )
+    champion_alpha: float = Field(
+        0.05, gt=0.0, lt=0.5, description="refuse when significantly worse at this level (McNemar)"
+    )
+    champion_margin: Fraction = Field(
+        0.0,
+        description="refuse when accuracy falls by more than this even if not significantly; "
+        "0: significance alone decides",
+    )
+
+
+class ReleaseSettings(Settings):
+    """Where the release goes and what it is called."""
+
+    root: str | None = Field(
+        None, description="folder or s3://bucket/prefix; null: `releases` in the workspace"
+    )
+    version: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$",
+        description="a DNS label; null: the next free v1, v2, …",
+    )
+    sample_pictures: Count = Field(
+        8, description="test pictures with their answers that go with the release, for warm-up"
+    )
+
+
+class RunSettings(Settings):
+    """One run of the pipeline, from labelled pictures to a release."""
+
+    model: str = Field(
+        "digits",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$",
+        description="registered model's name, a DNS label",
+    )
+    source: SourceSettings = SourceSettings()
+    ingest: IngestSettings = IngestSettings()
+    train: TrainSettings = TrainSettings()
+    export: ExportSettings = ExportSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gate: GateSettings = GateSettings()
+    release: ReleaseSettings = ReleaseSettings()
+
+    @classmethod
+    def load(cls, path: Path, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a run's YAML and apply overrides such as `train.whole.epochs=3`.
+
+        Raises:
+            SettingsError: the file is absent or not YAML, or a key or value is wrong.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise SettingsError(
+                f"settings file {path} can't be read ({error.strerror}): check the path"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"settings file {path} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise SettingsError(
+                f"settings file {path} holds {type(values).__name__}, expected a mapping "
+                f"with the sections {', '.join(cls.model_fields)}"
+            )
+        for override in overrides:
+            _apply(values, override)
+        return cls.parse(values, where=str(path))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(
+            f"override {override!r} is not of the form section.key=value, "
+            "for example train.whole.epochs=3"
+        )
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        below = values.get(parent)
+        if below is None:
+            below = values[parent] = {}
+        if not isinstance(below, dict):
+            raise SettingsError(f"override {override!r}: {parent} is a value, not a section")
+        values = below
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"override {override!r}: {text!r} is not a YAML value") from error
+
+
+def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if not isinstance(part, int)]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            names = _names(cls, [str(part) for part in location[:-1]])
+            near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            lines.append(f"{key}: no such setting; {hint}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+            lines.append(f"{key or where}: {message}{given}")
+    return f"{where} can't be used:\n  " + "\n  ".join(lines)
+
+
+def _names(cls: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = cls.model_fields.get(part)
+        if field is None:
+            continue
+        candidates = (field.annotation, *get_args(field.annotation))
+        below = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if below:
+            cls = below[0]
+    return list(cls.model_fields)
