@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from linnet.errors import SettingsError
 
@@ -46,21 +54,13 @@ class CsvSettings(Settings):
 
     path: str = Field(description="CSV file, relative to the source's root or absolute")
     file_column: str = Field("file", description="column with the picture's path below `root`")
-    label_column: str | None = Field("label", description="column with the class name")
+    label_column: str = Field("label", description="column with the class name")
     vote_columns: tuple[str, ...] = Field(
-        (), description="instead of a label column: one column per annotator, majority wins"
+        (), description="instead of the label column: one column per annotator, majority wins"
     )
     split_column: str | None = Field(None, description="column with train, val or test")
     group_column: str | None = Field(None, description="pictures of one group stay in one split")
     root: str = Field("", description="folder of the pictures, relative to the source's root")
-
-    @model_validator(mode="after")
-    def _one_source_of_labels(self) -> Self:
-        if (self.label_column is None) == (not self.vote_columns):
-            raise ValueError(
-                "give either label_column or vote_columns, and label_column: null with votes"
-            )
-        return self
 
 
 class SourceSettings(Settings):
@@ -125,6 +125,15 @@ class StageSettings(Settings):
     )
 
 
+# A stage that is left out is None in Python and `skip` in YAML and JSON: a pipeline's parameters
+# can't hold a null.
+OptionalStage = Annotated[
+    StageSettings | None,
+    BeforeValidator(lambda value: None if value == "skip" else value),
+    PlainSerializer(lambda stage: "skip" if stage is None else stage.model_dump(mode="json")),
+]
+
+
 class TrainSettings(Settings):
     """Which network is trained, from what, and how."""
 
@@ -142,13 +151,13 @@ class TrainSettings(Settings):
         "pad: resize the longer, fill with grey",
     )
     batch_size: Count = Field(32, description="pictures per step and device")
-    head: StageSettings | None = Field(
+    head: OptionalStage = Field(
         default_factory=lambda: StageSettings(epochs=5, lr=1e-3),
-        description="first stage: backbone frozen; null: skip",
+        description="first stage, backbone frozen: a stage's settings, or skip",
     )
-    whole: StageSettings | None = Field(
+    whole: OptionalStage = Field(
         default_factory=lambda: StageSettings(epochs=10, lr=1e-4, augmentation="standard"),
-        description="second stage: the whole network; null: skip",
+        description="second stage, the whole network: a stage's settings, or skip",
     )
     monitor: Monitor = Field("val_macro_f1", description="what early stopping and `best` follow")
     keep: tuple[Monitor, ...] = Field(
@@ -171,7 +180,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if self.head is None and self.whole is None:
-            raise ValueError("head and whole are both null: leave at least one stage to train")
+            raise ValueError("head and whole are both skipped: leave at least one stage to train")
         if self.head is not None and self.weights == "none" and self.whole is None:
             raise ValueError(
                 "weights: none with the head stage alone would train on random features; "
@@ -279,6 +288,11 @@ class RunSettings(Settings):
     gate: GateSettings = GateSettings()
     release: ReleaseSettings = ReleaseSettings()
 
+    def section(self, name: str) -> dict[str, Any]:
+        """Return one section as plain JSON values without nulls, as it travels to a step."""
+        values: dict[str, Any] = _without_nulls(self.model_dump(mode="json")[name])
+        return values
+
     @classmethod
     def load(cls, path: Path, overrides: tuple[str, ...] = ()) -> Self:
         """Read a run's YAML and apply overrides such as `train.whole.epochs=3`.
@@ -302,6 +316,12 @@ class RunSettings(Settings):
         for override in overrides:
             _apply(values, override)
         return cls.parse(values, where=str(path))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(below) for key, below in value.items() if below is not None}
+    return value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -1,0 +1,1 @@
+"""Kubeflow Pipelines adapters, one folder a step: paths, settings, one library call, the report."""

@@ -1,0 +1,1 @@
+"""Kubeflow pipelines, one file each; `python -m pipelines.compile` makes them YAML."""

@@ -1,0 +1,30 @@
+"""Compile every pipeline to IR YAML for `kfp run create -f` and `linnet run`.
+
+    python -m pipelines.compile [FOLDER]
+
+The images' prefix and tag come from LINNET_IMAGE_PREFIX and LINNET_IMAGE_TAG (`components/step.py`).
+"""
+
+import sys
+from pathlib import Path
+
+from kfp import compiler
+
+from pipelines.train_and_release import train_and_release
+
+PIPELINES = {"train_and_release": train_and_release}
+
+
+def compile_all(folder: Path) -> list[Path]:
+    """Write `<pipeline>.yaml` for every pipeline below `folder` and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, pipeline in PIPELINES.items():
+        files.append(folder / f"{name}.yaml")
+        compiler.Compiler().compile(pipeline, str(files[-1]))
+    return files
+
+
+if __name__ == "__main__":
+    for file in compile_all(Path(sys.argv[1] if len(sys.argv) > 1 else "build/pipelines")):
+        sys.stdout.write(f"{file}\n")
