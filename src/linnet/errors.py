@@ -74,6 +74,10 @@ class StoreDeniedError(StoreError):
     """The store answered, and refused the credentials or the operation."""
 
 
+class StoreAbsentError(StoreError):
+    """The object, file or bucket asked for is not there."""
+
+
 class StoreFullError(StoreError):
     """No space is left where something had to be written."""
 

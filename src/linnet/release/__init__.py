@@ -1,0 +1,1 @@
+"""From a checkpoint to an immutable release: export to ONNX, bundle, publish."""
