@@ -5,6 +5,7 @@
 The images' prefix and tag come from LINNET_IMAGE_PREFIX and LINNET_IMAGE_TAG (`components/step.py`).
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,16 +13,18 @@ from kfp import compiler
 
 from pipelines.train_and_release import train_and_release
 
+SETTINGS = Path(__file__).parent / "settings"
 PIPELINES = {"train_and_release": train_and_release}
 
 
 def compile_all(folder: Path) -> list[Path]:
-    """Write `<pipeline>.yaml` for every pipeline below `folder` and return the files."""
+    """Write `<pipeline>.yaml` and the built-in run's settings to `folder`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, pipeline in PIPELINES.items():
         files.append(folder / f"{name}.yaml")
         compiler.Compiler().compile(pipeline, str(files[-1]))
+    files.append(Path(shutil.copy(SETTINGS / "digits.yaml", folder)))
     return files
 
 

@@ -7,7 +7,11 @@ from components.step import step
 
 @step("cpu")
 def ingest(
-    source: dict, settings: dict, workspace: str, dataset: dsl.Output[dsl.Dataset], card: dsl.Output[dsl.HTML]
+    source: dict,
+    settings: dict,
+    workspace: str,
+    dataset: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.HTML],
 ) -> str:
     """Make a checked, split and versioned dataset and report its version."""
     import shutil

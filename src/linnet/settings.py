@@ -294,28 +294,33 @@ class RunSettings(Settings):
         return values
 
     @classmethod
-    def load(cls, path: Path, overrides: tuple[str, ...] = ()) -> Self:
-        """Read a run's YAML and apply overrides such as `train.whole.epochs=3`.
+    def load(cls, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a run's YAML (none: the defaults) and apply overrides like `train.size_px=128`.
 
         Raises:
             SettingsError: the file is absent or not YAML, or a key or value is wrong.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise SettingsError(
-                f"settings file {path} can't be read ({error.strerror}): check the path"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"settings file {path} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise SettingsError(
-                f"settings file {path} holds {type(values).__name__}, expected a mapping "
-                f"with the sections {', '.join(cls.model_fields)}"
-            )
+        values = {} if path is None else _read(path, list(cls.model_fields))
         for override in overrides:
             _apply(values, override)
-        return cls.parse(values, where=str(path))
+        return cls.parse(values, where="settings" if path is None else str(path))
+
+
+def _read(path: Path, sections: list[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {path} can't be read ({error.strerror}): check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"settings file {path} holds {type(values).__name__}, expected a mapping "
+            f"with the sections {', '.join(sections)}"
+        )
+    return values
 
 
 def _without_nulls(value: Any) -> Any:

@@ -1,0 +1,47 @@
+# The images that pipeline steps run in, one per set of dependencies:
+#   cpu   ingest, evaluate, gate, release: no torch
+#   gpu   train, export: torch with CUDA; runs on a CPU as well
+# Build: make images
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+ARG UV_VERSION=0.13.8
+ENV UV_PROJECT_ENVIRONMENT=/opt/linnet \
+    UV_PYTHON_DOWNLOADS=never \
+    UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_NO_CACHE=1
+RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv==${UV_VERSION}
+WORKDIR /build
+COPY pyproject.toml uv.lock ./
+
+FROM ${BASE_IMAGE} AS runtime
+ENV PATH=/opt/linnet/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp
+RUN useradd --uid 10001 --no-create-home linnet
+USER 10001
+WORKDIR /tmp
+
+FROM build AS build-cpu
+ENV EXTRAS="--extra evaluate --extra tracking --extra pipelines"
+RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project ${EXTRAS}
+ARG REVISION
+COPY README.md LICENSE ./
+COPY src src
+RUN echo "${REVISION}" > src/linnet/REVISION \
+    && /opt/uv/bin/uv sync --locked --no-default-groups --no-editable ${EXTRAS}
+
+FROM runtime AS cpu
+COPY --from=build-cpu /opt/linnet /opt/linnet
+
+FROM build AS build-gpu
+RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project --all-extras
+ARG REVISION
+COPY README.md LICENSE ./
+COPY src src
+RUN echo "${REVISION}" > src/linnet/REVISION \
+    && /opt/uv/bin/uv sync --locked --no-default-groups --no-editable --all-extras
+
+FROM runtime AS gpu
+COPY --from=build-gpu /opt/linnet /opt/linnet

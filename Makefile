@@ -1,0 +1,64 @@
+# Everything that people and CI do with the project; CI runs these targets and nothing else.
+UV ?= uv
+RUN = $(UV) run --locked --all-extras
+REVISION = $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+IMAGE_PREFIX ?= linnet
+IMAGE_TAG ?= $(REVISION)
+BASE_IMAGE ?= python:3.11-slim-bookworm
+SETTINGS ?=
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help uv setup run test check format compile package images services services-down \
+	bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+uv:
+	@command -v $(UV) >/dev/null || python3 -m pip install --quiet uv
+
+setup: uv ## Install everything that is locked into .venv
+	$(UV) sync --locked --all-extras
+
+run: setup ## Take pictures to a registered release: the digits, or SETTINGS=my.yaml
+	$(RUN) linnet run $(SETTINGS)
+
+test: setup services ## Run every test, with a real MinIO and PostgreSQL
+	$(RUN) pytest $(PYTEST)
+
+check: setup ## Lint, check the format, the types and the direction of imports
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+	$(RUN) pytest -q tests/unit/test_imports.py
+
+format: setup ## Format and sort
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+compile: setup ## Compile the pipelines for a cluster to build/pipelines, images at this revision
+	LINNET_IMAGE_PREFIX=$(IMAGE_PREFIX) LINNET_IMAGE_TAG=$(IMAGE_TAG) \
+		$(RUN) python -m pipelines.compile build/pipelines
+
+package: setup ## Compile the pipelines that are shipped inside the library
+	$(RUN) python -m pipelines.compile src/linnet/packaged
+
+images: ## Build the step images, tagged with this revision (IMAGE_PREFIX, IMAGE_TAG, BASE_IMAGE)
+	for target in cpu gpu; do \
+		docker build --network host --target $$target --build-arg REVISION=$(REVISION) \
+			--build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) . \
+		|| exit 1; \
+	done
+
+services: setup ## Install and start MinIO and PostgreSQL for the tests
+	$(RUN) python tests/services/start.py
+
+services-down: ## Stop them
+	$(RUN) python tests/services/stop.py
+
+bench: setup ## Measure the speed claims; each prints ratios of one run
+	for benchmark in ingest training pipeline; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
+
+clean: ## Remove what was built; workspaces stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,441 @@
+"""The `linnet` command: each step's command calls the library function that its component calls."""
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from linnet import __version__, launch, settings_table
+from linnet.errors import LinnetError, SettingsError
+from linnet.settings import RunSettings
+from linnet.stores.connections import Connections
+
+app = typer.Typer(
+    name="linnet",
+    help="From labelled pictures to a gated, registered ONNX release.\n\n"
+    "Start with [bold]linnet run[/bold]: it takes the built-in handwritten digits through every "
+    "step. Then write a settings file for your own pictures ([bold]linnet settings[/bold] shows "
+    "all there is to set) and run [bold]linnet run my.yaml[/bold].",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+PIPELINE = "The whole pipeline"
+STEPS = "One step at a time"
+RESULTS = "Results"
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Run settings (YAML). Without it: the built-in digits.", show_default=False
+    ),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option("--settings", "-s", help="Run settings (YAML); its defaults without it."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one setting, such as train.whole.epochs=3. Repeatable."),
+]
+Workspace = Annotated[
+    Path,
+    typer.Option(
+        "--workspace", "-w", envvar="LINNET_WORKSPACE", help="Folder of runs, releases, tracking."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Registered model's name.")]
+WORKSPACE = Path("workspace")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"linnet {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_path=False, show_time=False, show_level=verbose)],
+    )
+    logging.getLogger("linnet").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def run(
+    settings: SettingsFile = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    pipeline: Annotated[
+        Path | None, typer.Option(help="Another compiled pipeline (from `make compile`).")
+    ] = None,
+    runner: Annotated[
+        str, typer.Option(help="process: this interpreter; docker: the built images.")
+    ] = "process",
+    as_json: AsJson = False,
+) -> None:
+    """Run ingest, train, export, evaluate, gate and release on this machine.
+
+    The same compiled Kubeflow pipeline that runs on a cluster. A run that was interrupted in
+    training goes on where it was when it is started again with the same settings.
+
+    Exit codes: 0 released; 1 a step failed; 2 wrong settings or usage; 3 refused by the gate;
+    130 interrupted.
+    """
+    if runner not in ("process", "docker"):
+        raise SettingsError(f"--runner {runner!r} is not known: expected process or docker")
+    wanted = RunSettings.load(settings or launch.packaged_settings(), tuple(overrides or ()))
+    if settings is None and not as_json:
+        err.print("no settings given: running the built-in handwritten digits\n", style="dim")
+    result = launch.run(
+        wanted,
+        workspace,
+        pipeline=pipeline,
+        runner="docker" if runner == "docker" else "process",
+        watch=_watcher(),
+    )
+    _show(result, as_json, _show_run)
+    result.require_release()
+
+
+@app.command(rich_help_panel=STEPS)
+def ingest(
+    destination: Annotated[Path, typer.Argument(help="Folder to write the dataset to.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="digits | folder | archive | s3://… | torchvision://NAME."),
+    ] = None,
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Check, split and store labelled pictures as a versioned dataset."""
+    from linnet.data.ingest import ingest
+
+    extra = () if source is None else (f"source.uri={json.dumps(source)}",)
+    wanted = _settings(settings, (*extra, *(overrides or ())))
+    summary = ingest(wanted.source, destination, wanted.ingest, connections=_connections(workspace))
+    _show(summary, as_json)
+
+
+@app.command(rich_help_panel=STEPS)
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a network to a dataset's training split. Killed, it resumes when started again."""
+    from linnet.stores.tracking import Tracker
+    from linnet.training import fit
+
+    wanted = _settings(settings, overrides)
+    connections = _connections(workspace)
+    with Tracker.start(connections, experiment=wanted.model) as tracker:
+        report = fit(
+            dataset,
+            destination,
+            wanted.train,
+            workspace=workspace,
+            tracker=tracker,
+            connections=connections,
+        )
+    _show(report, as_json)
+
+
+@app.command(rich_help_panel=STEPS)
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder that train wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write the graph to.")],
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the ONNX graph of a checkpoint and prove that it agrees with torch."""
+    from linnet.release.export import export
+
+    report = export(checkpoint, dataset, destination, _settings(settings, overrides).export)
+    _show(report, as_json)
+
+
+@app.command(rich_help_panel=STEPS)
+def evaluate(
+    graph: Annotated[Path, typer.Argument(help="Graph folder that export wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write the report to.")],
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a graph on the test split, as it will serve, and write the report."""
+    from linnet.evaluation.evaluate import evaluate
+
+    wanted = _settings(settings, overrides)
+    result = evaluate(graph, dataset, destination, wanted.evaluate, model=wanted.model)
+    _show(result, as_json, _show_report)
+
+
+@app.command(rich_help_panel=STEPS)
+def gate(
+    graph: Annotated[Path, typer.Argument(help="Graph folder that export wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
+    report: Annotated[Path, typer.Argument(help="Report folder that evaluate wrote.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write the gated report to.")],
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a report against the settings and the champion. Exits with 3 when it refuses."""
+    from linnet.evaluation.gate import gate
+    from linnet.release.bundle import open_champion
+
+    wanted = _settings(settings, overrides)
+    with open_champion(wanted.model, _connections(workspace)) as champion:
+        decision = gate(graph, dataset, report, destination, wanted.gate, champion=champion)
+    _show(decision, as_json, _show_decision)
+    if decision.decision == "refuse":
+        raise typer.Exit(3)
+
+
+@app.command(rich_help_panel=STEPS)
+def release(
+    graph: Annotated[Path, typer.Argument(help="Graph folder that export wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
+    report: Annotated[Path, typer.Argument(help="Gated report folder that gate wrote.")],
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Write an immutable release to a folder or S3 and register it as candidate."""
+    from linnet.release.bundle import release
+
+    wanted = _settings(settings, overrides)
+    result = release(
+        graph,
+        report,
+        dataset,
+        model=wanted.model,
+        settings=wanted.release,
+        connections=_connections(workspace),
+    )
+    _show(result, as_json)
+
+
+@app.command(rich_help_panel=RESULTS)
+def releases(
+    model: Annotated[str | None, typer.Argument(help="Only this model's.")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Folder or s3://… of releases; default: the workspace's.")
+    ] = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """List releases with their metrics and registry aliases."""
+    from linnet.release.bundle import releases
+
+    rows = releases(_connections(workspace), root=root, model=model)
+    if as_json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+        return
+    table = Table("model", "version", "aliases", "accuracy", "macro F1", "created", "where")
+    for row in rows:
+        table.add_row(
+            row.model,
+            row.version,
+            ", ".join(row.aliases),
+            _number(row.metrics.get("accuracy")),
+            _number(row.metrics.get("macro_f1")),
+            row.created,
+            row.uri,
+        )
+    if rows:
+        out.print(table)
+    else:
+        err.print("no releases yet: `linnet run` makes the first")
+
+
+@app.command(rich_help_panel=RESULTS)
+def report(
+    path: Annotated[Path, typer.Argument(help="A report's, release's or run's folder.")],
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the HTML page in the browser.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a report's numbers, or open its page."""
+    from linnet.evaluation.report import Report
+
+    folder = launch.report_folder(path)
+    if open_page:
+        webbrowser.open((folder / "report.html").resolve().as_uri())
+    _show(Report.load(folder), as_json, _show_report)
+
+
+@app.command(rich_help_panel=RESULTS)
+def settings(
+    section: Annotated[str | None, typer.Argument(help="Only this section, such as train.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema for editors.")
+    ] = False,
+) -> None:
+    """List every setting with its default, bounds and meaning."""
+    if schema:
+        sys.stdout.write(json.dumps(RunSettings.model_json_schema(), indent=2) + "\n")
+        return
+    rows = settings_table.rows(section or "")
+    if not rows:
+        raise SettingsError(
+            f"no section {section!r}: expected one of {', '.join(RunSettings.model_fields)}"
+        )
+    table = Table("setting", "default", "values", "meaning")
+    for row in rows:
+        table.add_row(row.name, row.default, row.values, row.meaning)
+    out.print(table)
+
+
+def _settings(path: Path | None, overrides: Any) -> RunSettings:
+    return RunSettings.load(path, tuple(overrides or ()))
+
+
+def _connections(workspace: Path) -> Connections:
+    return Connections.from_environment(workspace.resolve())
+
+
+def _show(result: Any, as_json: bool, view: Callable[[Any], None] | None = None) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(_plain(result), indent=2) + "\n")
+    elif view is not None:
+        view(result)
+    else:
+        table = Table(show_header=False, box=None)
+        for field in dataclasses.fields(result):
+            table.add_row(field.name.replace("_", " "), _text(getattr(result, field.name)))
+        out.print(table)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(below) for below in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_text(below)}" for key, below in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(below) for below in value)
+    return str(value)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _watcher() -> Callable[[launch.StepEvent], None]:
+    """Return a printer of a run's steps, their lines and durations, on standard error."""
+    order = iter(range(1, 100))
+
+    def watch(event: launch.StepEvent) -> None:
+        if event.kind == "started":
+            err.print(f"[bold]{next(order)}  {event.step}[/bold]")
+        elif event.kind == "line":
+            err.print(f"   {event.text}", style="dim", markup=False, highlight=False)
+        elif event.kind == "finished":
+            err.print(f"   [green]done[/green] in {event.seconds:.1f} s\n")
+        else:
+            err.print(f"   [red]failed[/red] after {event.seconds:.1f} s\n")
+
+    return watch
+
+
+def _show_run(result: launch.RunResult) -> None:
+    from linnet.evaluation.report import Report
+
+    _show_report(Report.load(result.report))
+    table = Table(show_header=False, box=None)
+    if result.release is not None:
+        aliases = " ".join(f"@{alias}" for alias in result.release["aliases"])
+        table.add_row(
+            "released", f"{result.release['model']} {result.release['version']} {aliases}"
+        )
+        table.add_row("where", str(result.release["uri"]))
+    table.add_row("report", str(result.report / "report.html"))
+    table.add_row("data card", str(result.card))
+    table.add_row("log", str(result.folder / "run.log"))
+    seconds = "  ".join(f"{step} {took:.1f}" for step, took in result.seconds.items())
+    table.add_row("seconds", seconds)
+    out.print(table)
+
+
+def _show_report(result: Any) -> None:
+    table = Table("metric", "value", "interval", "majority class", title=result.headline())
+    for name, metric in result.metrics.items():
+        interval = "" if metric.low is None else f"{metric.low:.4f} – {metric.high:.4f}"
+        table.add_row(
+            name.replace("_", " "), _number(metric.value), interval, _number(metric.baseline)
+        )
+    out.print(table)
+
+
+def _show_decision(decision: Any) -> None:
+    table = Table("check", "passed", "why", title=f"decision: {decision.decision}")
+    for check in decision.checks:
+        mark = "[green]yes[/green]" if check.passed else "[red]no[/red]"
+        table.add_row(check.name, mark, check.words)
+    out.print(table)
+
+
+def main() -> None:
+    """Run the command: errors of ours as one message, their exit code, and no traceback."""
+    started = time.monotonic()
+    try:
+        app()
+    except LinnetError as error:
+        err.print("[bold red]error[/bold red]", end=" ")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        err.print(
+            f"interrupted after {time.monotonic() - started:.0f} s: nothing half written is kept, "
+            "and training goes on where it was when the same command is given again"
+        )
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Run a compiled pipeline on this machine with Kubeflow's local runner.
+
+The only module of the library that knows kfp. Steps run one after another in processes of this
+interpreter, or in containers of the built images; what they print goes to the run's log, and the
+lines that matter to the person watching go to `watch`.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from linnet.errors import GateRefusedError, RunFailedError, SettingsError
+from linnet.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+Runner = Literal["process", "docker"]
+SECTIONS = ("ingest", "train", "export", "evaluate", "gate", "release")
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a step says: it started, printed a line, or ended after `seconds`."""
+
+    kind: Literal["started", "line", "finished", "failed"]
+    step: str
+    text: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run left its results. `release` is None when the gate refused."""
+
+    folder: Path
+    decision: Literal["release", "refuse"]
+    report: Path
+    card: Path
+    release: dict[str, Any] | None
+    seconds: dict[str, float]
+
+    def require_release(self) -> None:
+        """Raise GateRefusedError with the gate's reasons unless the run released its model."""
+        if self.decision == "refuse":
+            gate = json.loads((self.report / "report.json").read_text(encoding="utf-8"))["gate"]
+            reasons = [check["words"] for check in gate["checks"] if not check["passed"]]
+            raise GateRefusedError(
+                "the gate refused the model, nothing was released:\n  "
+                + "\n  ".join(reasons)
+                + f"\nthe evidence is in {self.report / 'report.html'}"
+            )
+
+
+def packaged_pipeline() -> Path:
+    """Return the compiled train-and-release pipeline that is shipped with the library."""
+    with resources.as_file(resources.files("linnet") / "packaged/train_and_release.yaml") as path:
+        return path
+
+
+def packaged_settings() -> Path:
+    """Return the settings of the built-in run on handwritten digits."""
+    with resources.as_file(resources.files("linnet") / "packaged/digits.yaml") as path:
+        return path
+
+
+def run(
+    settings: RunSettings,
+    workspace: Path,
+    *,
+    pipeline: Path | None = None,
+    runner: Runner = "process",
+    watch: Callable[[StepEvent], None] = lambda event: None,
+) -> RunResult:
+    """Run the pipeline to its end and return where its results lie.
+
+    Raises:
+        RunFailedError: a step failed; carries the step's own error and the log's path.
+        SettingsError: the pipeline's file can't be used.
+    """
+    from kfp import components, local
+
+    workspace = workspace.resolve()
+    folder = workspace / "runs" / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    pipeline = pipeline or packaged_pipeline()
+    try:
+        task = components.load_component_from_file(str(pipeline))
+    except Exception as error:
+        raise SettingsError(
+            f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
+        ) from error
+    arguments = {f"{name}_settings": settings.section(name) for name in SECTIONS}
+    arguments |= {
+        "model": settings.model,
+        "source": settings.section("source"),
+        "workspace": str(workspace),
+    }
+    local.init(
+        runner=_runner(runner, workspace, settings),
+        pipeline_root=str(folder),
+        raise_on_error=True,
+    )
+    log = folder / "run.log"
+    with log.open("w", encoding="utf-8") as file:
+        printer = _StepPrinter(file, watch)
+        try:
+            with contextlib.redirect_stdout(printer), _quiet_kfp():
+                task(**arguments)
+        except RuntimeError as error:
+            raise RunFailedError(
+                f"step {printer.step or 'none'} failed: {_own_words(printer.lines) or error}\n"
+                f"the whole log is {log}"
+            ) from error
+    return _collect(folder, printer.seconds)
+
+
+def _runner(runner: Runner, workspace: Path, settings: RunSettings) -> Any:
+    from kfp import local
+
+    if runner == "process":
+        return local.SubprocessRunner(use_venv=False)
+    import docker
+
+    places = [str(workspace)]
+    for place in (settings.source.uri, settings.train.weights, settings.release.root):
+        if place is not None and Path(place).exists():
+            places.append(str(Path(place).resolve()))
+    return local.DockerRunner(
+        network_mode="none",
+        user=f"{os.getuid()}:{os.getgid()}",
+        mounts=[docker.types.Mount(target=p, source=p, type="bind") for p in places],
+        environment={"HOME": "/tmp"},
+    )
+
+
+@contextlib.contextmanager
+def _quiet_kfp() -> Iterator[None]:
+    """Silence kfp's doubts: our images hold the interpreter that is running already."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"kfp\.local")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"kfp")
+        yield
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED = re.compile(r"Executing task '([^']+)'")
+_ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
+_KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} - [A-Z]+ - |^-{20,}$|^\s*\[KFP Executor")
+
+
+class _StepPrinter(io.TextIOBase):
+    """Stand where kfp prints: everything goes to the log, what a step says goes to `watch`."""
+
+    def __init__(self, log: io.TextIOBase, watch: Callable[[StepEvent], None]) -> None:
+        self._log = log
+        self._watch = watch
+        self._rest = ""
+        self._started = 0.0
+        self.step = ""
+        self.lines: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._log.write(_COLOUR.sub("", text))
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._line(_COLOUR.sub("", line).rstrip())
+        return len(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def _line(self, line: str) -> None:
+        if started := _STARTED.search(line):
+            self.step, self.lines, self._started = started[1], [], time.perf_counter()
+            self._watch(StepEvent("started", self.step))
+        elif ended := _ENDED.search(line):
+            took = time.perf_counter() - self._started
+            self.seconds[ended[1]] = took
+            kind: Literal["finished", "failed"] = "finished" if ended[2] == "SUCCESS" else "failed"
+            self._watch(StepEvent(kind, ended[1], seconds=took))
+        elif self.step and line.strip() and not _KFP_LINE.match(line):
+            self.lines.append(line)
+            self._watch(StepEvent("line", self.step, text=line.strip()))
+
+
+def _own_words(lines: list[str]) -> str:
+    """Return the message that a step's traceback ends with, without the exception's name."""
+    for number in range(len(lines) - 1, -1, -1):
+        found = re.match(r"\s*(?:linnet\.errors\.)?\w*(?:Error|Exception): (.*)", lines[number])
+        if found:
+            return "\n".join([found[1], *(line.rstrip() for line in lines[number + 1 :])])
+    return ""
+
+
+def _collect(folder: Path, seconds: dict[str, float]) -> RunResult:
+    report = _output(folder, "gate", "gated_report")
+    decision = json.loads((report / "report.json").read_text(encoding="utf-8"))["gate"]["decision"]
+    released = None
+    if decision == "release":
+        released = json.loads(_output(folder, "release", "released").read_text(encoding="utf-8"))
+    return RunResult(
+        folder=folder,
+        decision=decision,
+        report=report,
+        card=_output(folder, "ingest", "card"),
+        release=released,
+        seconds=seconds,
+    )
+
+
+def _output(folder: Path, step: str, name: str) -> Path:
+    found = sorted(folder.glob(f"**/{step}/{name}"))
+    if not found:
+        raise RunFailedError(
+            f"step {step} reported success but left no {name} below {folder}: "
+            f"see {folder / 'run.log'}"
+        )
+    return found[-1]
+
+
+def report_folder(path: Path) -> Path:
+    """Return the newest folder with a `report.json` at or below `path`, gated before ungated.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if (path / "report.json").is_file():
+        return path
+    found = sorted(path.glob("**/report.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise SettingsError(
+            f"no report.json at or below {path}: give the folder of a report, a release or a run"
+        )
+    return found[-1].parent
