@@ -24,8 +24,15 @@ def compile_all(folder: Path) -> list[Path]:
     for name, pipeline in PIPELINES.items():
         files.append(folder / f"{name}.yaml")
         compiler.Compiler().compile(pipeline, str(files[-1]))
+        _drop_header(files[-1])
     files.append(Path(shutil.copy(SETTINGS / "digits.yaml", folder)))
     return files
+
+
+def _drop_header(file: Path) -> None:
+    """Remove kfp's comments, whose order changes: one pipeline compiles to the same bytes."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("#")), encoding="utf-8")
 
 
 if __name__ == "__main__":
