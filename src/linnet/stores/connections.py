@@ -16,12 +16,15 @@ class Connections:
 
     `tracking_uri` is anything MLflow takes: `sqlite:///…`, `postgresql://…`, `http://…`.
     `artifact_root` is a folder or `s3://bucket/prefix`; None leaves the choice to an MLflow server.
+    `tracking_run_id` is a run to join, that whoever started this process has begun.
+    `release_root`, a folder or `s3://bucket/prefix`, is for settings that name none.
     `s3_endpoint` is a URL; None means AWS. Without keys, AWS's own chain is asked (shared
     credentials file, role of the pod or machine).
     """
 
     tracking_uri: str = field(repr=False)
     artifact_root: str | None = None
+    release_root: str | None = None
     tracking_run_id: str | None = None
     s3_endpoint: str | None = None
     s3_access_key: str | None = field(default=None, repr=False)
@@ -66,6 +69,7 @@ class Connections:
                 "MLFLOW_DEFAULT_ARTIFACT_ROOT",
                 None if by_server else str(workspace / "mlartifacts"),
             ),
+            release_root=str(workspace / "releases"),
             tracking_run_id=env.get("MLFLOW_RUN_ID"),
             s3_endpoint=env.get("AWS_ENDPOINT_URL_S3", env.get("AWS_ENDPOINT_URL")),
             s3_access_key=env.get("AWS_ACCESS_KEY_ID"),
@@ -95,8 +99,12 @@ class Connections:
             "AWS_SECRET_ACCESS_KEY": self.s3_secret_key,
             "AWS_SESSION_TOKEN": self.s3_session_token,
             "AWS_DEFAULT_REGION": self.s3_region or ("us-east-1" if self.s3_endpoint else None),
+            "AWS_MAX_ATTEMPTS": "3",
+            "PGCONNECT_TIMEOUT": "10",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+            "MLFLOW_LOGGING_LEVEL": "ERROR",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
         }
