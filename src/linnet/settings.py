@@ -54,6 +54,9 @@ class CsvSettings(Settings):
 
     path: str = Field(description="CSV file, relative to the source's root or absolute")
     file_column: str = Field("file", description="column with the picture's path below `root`")
+    file_suffix: str = Field(
+        "", description="what the file column leaves out, such as .jpg after bare ids"
+    )
     label_column: str = Field("label", description="column with the class name")
     vote_columns: tuple[str, ...] = Field(
         (), description="instead of the label column: one column per annotator, majority wins"

@@ -1,17 +1,23 @@
 """One way in for every kind of source."""
 
-import re
 from pathlib import Path
 
+from linnet.data.sources.archive import unpack
 from linnet.data.sources.digits import digits
 from linnet.data.sources.folder import walk
-from linnet.data.sources.items import Found, Item, Source, checked_source
+from linnet.data.sources.items import Found, Item, Source, checked_source, number_duplicates
 from linnet.data.sources.layout import label_by_folder, unwrap
+from linnet.data.sources.remote import download
+from linnet.data.sources.table import Pictures, label_by_table
+from linnet.data.sources.torchvision import torchvision_items
 from linnet.errors import SourceError
 from linnet.settings import SourceSettings
 from linnet.stores.connections import Connections
+from linnet.stores.objects import open_store
 
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_EXPECTED = (
+    "expected digits, a folder, a .zip or .tar file, s3://bucket/prefix or torchvision://NAME"
+)
 
 
 def open_source(
@@ -27,18 +33,39 @@ def open_source(
 
 
 def _items(source: SourceSettings, scratch: Path, connections: Connections | None) -> list[Item]:
-    uri = source.uri
-    if uri == "digits":
+    scheme, separator, rest = source.uri.partition("://")
+    if source.uri == "digits":
+        _only_plain(source)
         return digits(scratch)
-    return _local_items(source, Path(uri).expanduser().absolute(), scratch)
+    if not separator or scheme == "file":
+        return _local_items(source, Path(rest or source.uri).expanduser().absolute(), scratch)
+    if scheme == "torchvision":
+        _only_plain(source)
+        return torchvision_items(rest, scratch)
+    if scheme == "s3":
+        store, prefix = open_store(source.uri, connections)
+        name = rest.strip("/").rpartition("/")[2]
+        local = download(store, prefix, scratch / "downloaded" / name)
+        return _local_items(source, local, scratch)
+    raise SourceError(f"source {source.uri!r} is of no known kind ({scheme}://): {_EXPECTED}")
+
+
+def _only_plain(source: SourceSettings) -> None:
+    if source.csv is not None or source.splits:
+        raise SourceError(
+            f"source {source.uri!r} brings its own labels and splits: leave out source.csv and "
+            "source.splits"
+        )
 
 
 def _local_items(source: SourceSettings, path: Path, scratch: Path) -> list[Item]:
     if not path.exists():
-        raise SourceError(
-            f"source {source.uri!r} is not there: expected digits, a folder, a .zip or .tar file, "
-            "s3://bucket/prefix or torchvision://NAME; check the path"
-        )
-    found: list[Found] = walk(path)
-    found, _ = unwrap(found, source.splits)
+        raise SourceError(f"source {source.uri!r} is not there ({path}): {_EXPECTED}")
+    left_packed: list[Found] = []
+    if not path.is_dir():
+        left_packed = unpack(path, scratch / "unpacked")
+        path = scratch / "unpacked"
+    found, wrapper = unwrap(number_duplicates([*walk(path), *left_packed]), source.splits)
+    if source.csv is not None:
+        return label_by_table(Pictures(found, path, wrapper), source.csv, source.splits)
     return label_by_folder(found, source.splits, source.uri)
