@@ -1,0 +1,1 @@
+"""From labelled pictures, wherever they are, to a checked dataset on disk."""

@@ -1,0 +1,67 @@
+"""What this process may use of the machine it runs on."""
+
+import os
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use, at least 1.
+
+    The smaller of the scheduler's affinity mask and the cgroup's quota (version 1 or 2, rounded
+    down): inside a container with a CPU limit, `os.cpu_count()` sees the whole host instead.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    quota = cpu_quota(_CGROUPS, _OWN_CGROUP)
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
+
+
+def cpu_quota(cgroups: Path, own_cgroup: Path) -> float | None:
+    """Return the tightest CPU quota, in CPUs, on the way from this process's cgroup to the root.
+
+    `cgroups` is where the cgroup file system is mounted, `own_cgroup` is `/proc/self/cgroup`.
+    None means that nothing limits it.
+    """
+    quotas = [
+        quota
+        for folder in _cgroup_folders(cgroups, own_cgroup)
+        for quota in (_quota_v2(folder), _quota_v1(folder))
+        if quota is not None
+    ]
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(cgroups: Path, own_cgroup: Path) -> set[Path]:
+    """Return the folders that may hold a limit; in a container the mount's root is our own."""
+    folders = {cgroups, cgroups / "cpu"}
+    try:
+        lines = own_cgroup.read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroups / "cpu" if controllers else cgroups
+        own = Path(path.lstrip("/"))
+        folders.update(root / parent for parent in (own, *own.parents))
+    return folders
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 else None
