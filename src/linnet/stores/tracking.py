@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from linnet.errors import TrackingError
@@ -25,6 +25,24 @@ _METRICS_PER_CALL = 1000
 _PARAM_CHARACTERS = 6000
 # Any number of ours: it names the lock that PostgreSQL holds while the tables are made.
 _TABLES_LOCK = 7_203_501
+
+
+class MeasuredReport(Protocol):
+    """What is recorded of a report; `linnet.evaluation.report.Report` has it."""
+
+    @property
+    def model(self) -> str:
+        """Return the model's name."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the graph came from, with `tracking_run_id`."""
+
+    def values(self) -> Mapping[str, float]:
+        """Return the metrics by name."""
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return what `report.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +145,22 @@ class Tracker:
             )
 
 
-def join(connections: Connections, run_id: str, *, experiment: str) -> Tracker:
-    """Return a tracker of an existing run, for what is measured after it has ended."""
-    return Tracker(run_id, experiment, connections, open_client(connections))
+def log_report(connections: Connections, report: MeasuredReport) -> None:
+    """Record a report's metrics as `test_…`, and the report, with the run that trained the model.
+
+    A graph whose training was not tracked has no such run, and nothing is recorded.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or does not know the run.
+    """
+    run_id = report.provenance.get("tracking_run_id")
+    if run_id is None:
+        return
+    client = open_client(connections)
+    tracker = Tracker(str(run_id), report.model, connections, client)
+    tracker.metrics({f"test_{name}": value for name, value in report.values().items()})
+    with tracking_errors(connections, "store the report"):
+        client.log_dict(tracker.run_id, report.to_json(), "report.json")
 
 
 def open_client(connections: Connections) -> Any:
@@ -143,7 +174,8 @@ def open_client(connections: Connections) -> Any:
     with tracking_errors(connections, "open the tracking store"):
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for chatty in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         with _tables_locked(connections.tracking_uri):
             return MlflowClient(connections.tracking_uri, registry_uri=connections.tracking_uri)
 

@@ -1,0 +1,476 @@
+"""Releases: made of a graph and its gated report, listed, opened and checked. No torch here."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import linnet
+from linnet.data.dataset import Dataset
+from linnet.errors import (
+    ReleaseError,
+    ReleaseExistsError,
+    StoreAbsentError,
+    StoreError,
+    TrackingError,
+)
+from linnet.evaluation.evaluate import pictures_of
+from linnet.evaluation.report import MANIFEST as REPORT
+from linnet.evaluation.report import PAGE, Report, load_predictions
+from linnet.inference.predict import Predictions
+from linnet.inference.session import INPUT, MODEL, OUTPUT, GraphManifest
+from linnet.release.publishing import MANIFEST, Shelf, natural, open_shelf, versions
+from linnet.settings import ReleaseSettings
+from linnet.stores.connections import Connections
+from linnet.stores.objects import FolderStore, folder_errors, open_store, sha256_of
+from linnet.stores.registry import RegisteredRelease, Registry
+
+logger = logging.getLogger(__name__)
+
+KIND = "linnet/release/v1"
+SAMPLES = "samples.parquet"
+
+_ALIAS = re.compile(r"(?P<model>[a-z0-9-]+)@(?P<alias>[a-z0-9_-]+)")
+_NUMBERED = re.compile(r"v(\d+)")
+
+
+@dataclass(frozen=True)
+class Released:
+    """What was just released, and the aliases that the registry gave it."""
+
+    model: str
+    version: str
+    uri: str
+    aliases: tuple[str, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the result as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+
+@dataclass(frozen=True)
+class Release:
+    """An opened release, whole and with the digests of its manifest: `path` is a local folder."""
+
+    path: Path
+    uri: str
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Return the model's name."""
+        return str(self.manifest["model"])
+
+    @property
+    def version(self) -> str:
+        """Return the version's name."""
+        return str(self.manifest["version"])
+
+    @property
+    def graph_path(self) -> Path:
+        """Return the ONNX graph's file."""
+        return self.path / MODEL
+
+    @property
+    def samples_path(self) -> Path:
+        """Return the Parquet file of sample pictures with the graph's answers."""
+        return self.path / SAMPLES
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """One line of a list of releases; `created` is UTC in ISO 8601."""
+
+    model: str
+    version: str
+    created: str
+    metrics: dict[str, float]
+    aliases: tuple[str, ...]
+    uri: str
+
+
+def release(
+    graph: Path,
+    report: Path,
+    dataset: Path,
+    *,
+    model: str,
+    settings: ReleaseSettings,
+    connections: Connections | None = None,
+) -> Released:
+    """Publish a graph that passed the gate as an immutable release, and register it.
+
+    Without connections the release needs `settings.root`, a folder, and is not registered.
+
+    Raises:
+        ReleaseError: the gate refused, was not asked, or the parts don't belong together.
+        ReleaseExistsError: the version asked for is there, or being released by another.
+        StoreError: or a subclass: the root can't be reached, denies or is full; nothing is
+            released.
+        TrackingError: the release is published, and MLflow could not register it; says how to.
+    """
+    manifest, judged, pictures = _belonging(graph, report, dataset, model)
+    shelf = open_shelf(_root(settings, connections), connections)
+    version, contents = _published(shelf, graph, report, pictures, judged, manifest, settings)
+    uri = f"{shelf.uri}/{model}/{version}"
+    logger.info("released %s %s at %s", model, version, uri)
+    aliases: tuple[str, ...] = ()
+    if connections is not None:
+        aliases = register(uri, connections, manifest=contents).aliases
+        logger.info("registered as %s", ", ".join(f"{model}@{alias}" for alias in aliases))
+    return Released(model, version, uri, aliases, contents["metrics"])
+
+
+def register(
+    uri: str, connections: Connections, *, manifest: dict[str, Any] | None = None
+) -> RegisteredRelease:
+    """Register a published release, as champion when the model has none, else as candidate.
+
+    A release that is registered already stays as it is.
+
+    Raises:
+        ReleaseError: there is no finished release at `uri`.
+        TrackingError: MLflow can't be reached or refuses.
+    """
+    manifest = manifest or _read_manifest(uri, connections)
+    provenance = manifest["provenance"]
+    try:
+        return Registry(connections).register(
+            manifest["model"],
+            uri,
+            run_id=provenance["tracking_run_id"],
+            tags={
+                "release": manifest["version"],
+                "graph_sha256": manifest["files"][MODEL]["sha256"],
+                "dataset_version": str(provenance["dataset_version"]),
+                "gate": "release",
+            },
+        )
+    except TrackingError as error:
+        raise TrackingError(
+            f"{uri} is released but not registered: {error}. It need not be released again: once "
+            f"MLflow answers, linnet.release.bundle.register({uri!r}, connections) registers it"
+        ) from error
+
+
+def open_release(
+    address: str | Path, *, scratch: Path, connections: Connections | None = None
+) -> Release:
+    """Open a release by folder, `s3://…` or `model@alias`, and check every file's digest.
+
+    A release in S3 is downloaded to `<scratch>/<model>-<version>`.
+
+    Raises:
+        ReleaseError: there is none, it is half there, or a file is not the one released.
+        StoreError: or a subclass: the store can't be reached or denies.
+        TrackingError: an alias was given, and MLflow can't be reached.
+    """
+    uri = _resolve(str(address), connections)
+    manifest = _read_manifest(uri, connections)
+    store, prefix = open_store(uri, connections)
+    if isinstance(store, FolderStore):
+        path = store.root
+    else:
+        path = scratch / f"{manifest['model']}-{manifest['version']}"
+        for name in manifest["files"]:
+            try:
+                store.download(f"{prefix}/{name}", path / name)
+            except StoreAbsentError as error:
+                raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}") from error
+        (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _check_files(path, manifest, uri)
+    return Release(path, uri, manifest)
+
+
+@contextmanager
+def open_champion(model: str, connections: Connections) -> Iterator[Release | None]:
+    """Yield the registry's champion of a model, opened, or None when there is none yet.
+
+    Raises:
+        ReleaseError: the champion is not whole.
+        TrackingError: MLflow can't be reached.
+    """
+    uri = Registry(connections).champion(model)
+    if uri is None:
+        yield None
+        return
+    with TemporaryDirectory(prefix="linnet-champion-") as scratch:
+        yield open_release(uri, scratch=Path(scratch), connections=connections)
+
+
+def list_releases(
+    root: str, *, model: str | None = None, connections: Connections | None = None
+) -> list[Release]:
+    """Return the finished releases below a root, by model and version; files are not checked.
+
+    `path` of a release in S3 is meaningless until `open_release` has fetched it.
+
+    Raises:
+        StoreError: or a subclass: the store can't be reached or denies.
+    """
+    shelf = open_shelf(root, connections)
+    models = [model] if model is not None else shelf.store.folders(shelf.key())
+    found = []
+    for name in models:
+        for version in versions(shelf, name):
+            uri = f"{shelf.uri}/{name}/{version}"
+            try:
+                found.append(Release(Path(uri), uri, _read_manifest(uri, connections)))
+            except ReleaseError as error:
+                logger.debug("left out: %s", error)
+    return found
+
+
+def releases(
+    connections: Connections, *, root: str | None = None, model: str | None = None
+) -> list[ReleaseRow]:
+    """Return the releases below a root with their aliases, by model and version.
+
+    Without a root: those of the workspace, and all that the registry knows, wherever they lie.
+
+    Raises:
+        StoreError: or a subclass: the store can't be reached or denies.
+        TrackingError: MLflow can't be reached.
+    """
+    registered = {release.uri: release for release in Registry(connections).releases(model)}
+    found = {}
+    if (place := root or connections.release_root) is not None:
+        for release in list_releases(place, model=model, connections=connections):
+            found[release.uri] = release.manifest
+    if root is None:
+        for uri in registered.keys() - found.keys():
+            try:
+                found[uri] = _read_manifest(uri, connections)
+            except (ReleaseError, StoreError) as error:
+                logger.warning("registered, but can't be read: %s", error)
+    rows = [_row(uri, manifest, registered.get(uri)) for uri, manifest in found.items()]
+    return sorted(rows, key=lambda row: (row.model, natural(row.version), row.uri))
+
+
+_RESTORE = "restore it from a copy, or release the graph again under another version"
+
+
+def _row(uri: str, manifest: dict[str, Any], known: RegisteredRelease | None) -> ReleaseRow:
+    return ReleaseRow(
+        model=manifest["model"],
+        version=manifest["version"],
+        created=manifest["provenance"]["created"],
+        metrics=manifest["metrics"],
+        aliases=() if known is None else known.aliases,
+        uri=uri,
+    )
+
+
+def _root(settings: ReleaseSettings, connections: Connections | None) -> str:
+    root = settings.root or (connections.release_root if connections is not None else None)
+    if root is None:
+        raise ReleaseError(
+            "nothing says where releases go: set release.root to a folder or s3://bucket/prefix"
+        )
+    return root
+
+
+def _belonging(
+    graph: Path, report: Path, dataset: Path, model: str
+) -> tuple[GraphManifest, Report, Dataset]:
+    """Open the three parts and check that they are of one graph, which the gate let pass."""
+    manifest, judged, data = GraphManifest.load(graph), Report.load(report), Dataset.open(dataset)
+    if judged.gate is None:
+        raise ReleaseError(
+            f"the report {report} has not been through the gate: run `linnet gate`, and release "
+            "with the report that it writes"
+        )
+    if judged.gate.decision != "release":
+        reasons = "".join(f"\n  {reason}" for reason in judged.gate.reasons())
+        raise ReleaseError(f"the gate refused this model, so it is not released:{reasons}")
+    found = sha256_of(graph / MODEL)
+    for whose, digest in (
+        (f"the manifest in {graph}", manifest.sha256),
+        (f"the report {report}", judged.provenance.get("graph_sha256")),
+    ):
+        if digest != found:
+            raise ReleaseError(
+                f"{graph / MODEL} has SHA-256 {found}, {whose} is of {digest}: give the very "
+                "graph that was evaluated and gated"
+            )
+    if judged.model != model:
+        raise ReleaseError(
+            f"the report {report} is of model {judged.model!r}, asked for was {model!r}: "
+            "evaluate with that name"
+        )
+    if judged.dataset_version != data.version:
+        raise ReleaseError(
+            f"the report {report} is of dataset version {judged.dataset_version}, {dataset} is "
+            f"{data.version}: give the dataset that it was measured on"
+        )
+    return manifest, judged, data
+
+
+def _published(
+    shelf: Shelf,
+    graph: Path,
+    report: Path,
+    pictures: Dataset,
+    judged: Report,
+    manifest: GraphManifest,
+    settings: ReleaseSettings,
+) -> tuple[str, dict[str, Any]]:
+    """Publish under the version asked for, or under the next free number."""
+    content = f"{manifest.sha256} {sha256_of(report / REPORT)}"
+    number = _last_number(shelf, judged.model)
+    while True:
+        number += 1
+        version = settings.version or f"v{number}"
+        try:
+            with shelf.place(judged.model, version, content=content) as folder:
+                shutil.copyfile(graph / MODEL, folder / MODEL)
+                shutil.copyfile(report / REPORT, folder / REPORT)
+                shutil.copyfile(report / PAGE, folder / PAGE)
+                _write_samples(folder / SAMPLES, pictures, report, settings.sample_pictures)
+                contents = _manifest(folder, version, judged, manifest)
+                text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
+                (folder / MANIFEST).write_text(text, encoding="utf-8")
+            return version, contents
+        except ReleaseExistsError:
+            if settings.version is not None:
+                raise
+
+
+def _last_number(shelf: Shelf, model: str) -> int:
+    """Return the highest number of a finished release, 0 when there is none."""
+    numbers = {
+        version: int(found[1])
+        for version in versions(shelf, model)
+        if (found := _NUMBERED.fullmatch(version))
+    }
+    for version in sorted(numbers, key=lambda version: -numbers[version]):
+        if shelf.store.exists(shelf.key(model, version, MANIFEST)):
+            return numbers[version]
+    return 0
+
+
+def _manifest(folder: Path, version: str, report: Report, graph: GraphManifest) -> dict[str, Any]:
+    side = graph.preprocessing.size_px
+    return {
+        "kind": KIND,
+        "model": report.model,
+        "version": version,
+        "classes": list(graph.classes),
+        "preprocessing": graph.preprocessing.to_json(),
+        "temperature": graph.temperature,
+        "thresholds": None,
+        "input": {"name": INPUT, "dtype": "UINT8", "shape": [-1, side, side, 3]},
+        "output": {"name": OUTPUT, "dtype": "FP32", "shape": [-1, len(graph.classes)]},
+        "files": {
+            file.name: {"sha256": sha256_of(file), "size_bytes": file.stat().st_size}
+            for file in sorted(folder.iterdir())
+        },
+        "metrics": report.values(),
+        "provenance": {
+            "dataset_version": report.dataset_version,
+            "source": report.provenance.get("source"),
+            "network": graph.network,
+            "code_revision": graph.code_revision,
+            "tracking_run_id": graph.tracking_run_id,
+            "linnet": linnet.__version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _write_samples(path: Path, dataset: Dataset, report: Path, count: int) -> None:
+    """Write some test pictures with their labels and the graph's probabilities, for warm-up."""
+    predictions = load_predictions(report)
+    chosen = sample_rows(predictions, count)
+    encoded = pictures_of(dataset, (predictions.keys[row] for row in chosen))
+    keys = [predictions.keys[row] for row in chosen]
+    table = pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            "image": pa.array(
+                [{"bytes": encoded[key], "path": key} for key in keys],
+                pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            ),
+            "label": pa.array(predictions.labels[chosen], pa.int64()),
+            "probabilities": pa.array(
+                list(predictions.probabilities[chosen]), pa.list_(pa.float32())
+            ),
+        }
+    )
+    pq.write_table(table, path)
+
+
+def sample_rows(predictions: Predictions, count: int) -> list[int]:
+    """Return rows of at most `count` pictures: rightly answered first, the classes in turn."""
+    labels = predictions.labels
+    right = predictions.probabilities.argmax(axis=1) == labels
+    order = np.lexsort((np.arange(len(labels)), ~right))
+    by_class = [[int(row) for row in order if labels[row] == label] for label in np.unique(labels)]
+    in_turn = chain.from_iterable(zip_longest(*by_class))
+    return [row for row in in_turn if row is not None][:count]
+
+
+def _resolve(address: str, connections: Connections | None) -> str:
+    found = _ALIAS.fullmatch(address)
+    if found is None or connections is None:
+        return address
+    uri = Registry(connections).resolve(found["model"], found["alias"])
+    if uri is None:
+        raise ReleaseError(
+            f"no release of {found['model']} has the alias {found['alias']} in MLflow at "
+            f"{connections.tracking_shown}: `linnet releases` lists what there is"
+        )
+    return uri
+
+
+def _read_manifest(uri: str, connections: Connections | None) -> dict[str, Any]:
+    store, prefix = open_store(uri, connections)
+    try:
+        manifest = json.loads(store.read(f"{prefix}/{MANIFEST}" if prefix else MANIFEST))
+    except StoreAbsentError as error:
+        raise ReleaseError(
+            f"{uri} is not a finished release ({error}): `linnet releases` lists what there is"
+        ) from error
+    except ValueError as error:
+        raise ReleaseError(f"the manifest of {uri} is damaged ({error}): {_RESTORE}") from error
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if kind != KIND:
+        raise ReleaseError(
+            f"the manifest of {uri} is of kind {kind!r}, expected {KIND!r}: upgrade Linnet if a "
+            "newer one wrote it"
+        )
+    absent = {"model", "version", "files", "metrics", "provenance"} - manifest.keys()
+    if absent:
+        raise ReleaseError(f"the manifest of {uri} lacks {', '.join(sorted(absent))}: {_RESTORE}")
+    for name in manifest["files"]:
+        if name != Path(name).name:
+            raise ReleaseError(
+                f"the manifest of {uri} names a file outside it, {name!r}: don't use it"
+            )
+    return dict(manifest)
+
+
+def _check_files(path: Path, manifest: dict[str, Any], uri: str) -> None:
+    for name, expected in manifest["files"].items():
+        if not (path / name).is_file():
+            raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}")
+        with folder_errors("read", path / name):
+            found = sha256_of(path / name)
+        if found != expected["sha256"]:
+            raise ReleaseError(
+                f"{name} of {uri} is not what was released: SHA-256 {found}, the manifest says "
+                f"{expected['sha256']}: {_RESTORE}"
+            )
