@@ -1,0 +1,177 @@
+"""The report as one self-contained HTML page that a person reads, in light and dark."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from linnet.data.pictures import decode
+from linnet.errors import PictureError
+from linnet.evaluation import metrics
+from linnet.evaluation.comparison import Comparison
+from linnet.evaluation.report import Report
+from linnet.inference.predict import Predictions
+from linnet.settings import Metric
+
+THUMBNAIL_PX = 200
+CURVE_POINTS = 120
+NUMBERED_CLASSES = 12
+MATRIX_CLASSES = 60
+COLOURS = 8
+
+ABOUT: dict[Metric, str] = {
+    "accuracy": "share of pictures named rightly",
+    "balanced_accuracy": "share named rightly in each class, averaged over classes",
+    "macro_precision": "how often a named class is the true one, averaged over classes",
+    "macro_recall": "how much of a class is found, averaged over classes",
+    "macro_f1": "harmonic mean of precision and recall, averaged over classes",
+    "roc_auc": "chance to rank a picture of the class above one of another",
+    "pr_auc": "average precision, averaged over classes",
+    "log_loss": "surprise at the true class, lower is better",
+    "calibration_error": "gap between confidence and accuracy, lower is better",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line over the unit square; `points` are drawn, `colour` 0 is the quiet one."""
+
+    name: str
+    points: list[tuple[float, float]]
+    colour: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Pictures of one class that were taken for another."""
+
+    true: str
+    predicted: str
+    pictures: int
+    share: float
+
+
+def render(report: Report, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
+    """Return the page; `pictures` are the mistakes' encoded bytes by key."""
+    roc, pr = _curves(report, predictions)
+    text: str = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            about=ABOUT,
+            roc=roc,
+            pr=pr,
+            confusions=_confusions(report),
+            matrix=_matrix(report),
+            numbered=len(report.classes) <= NUMBERED_CLASSES,
+            wrong=report.pictures - int(np.trace(np.array(report.confusion))),
+            thumbnails={key: _thumbnail(encoded) for key, encoded in pictures.items()},
+            fullest_bin=max(each.pictures for each in report.calibration),
+            compared=isinstance(report.comparison, Comparison),
+        )
+    )
+    return text
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("linnet.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["share"] = _share
+    environment.filters["words"] = lambda name: name.replace("_", " ").replace("auc", "AUC")
+    return environment
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float) -> str:
+    """Return a percentage that says 100 only where it is all."""
+    text = f"{value:.1%}"
+    return "> 99.9%" if text == "100.0%" and value < 1 else text.replace("100.0%", "100%")
+
+
+def _curves(report: Report, predictions: Predictions) -> tuple[list[Curve], list[Curve]]:
+    """Return each class's ROC and PR curve; with many classes only the worst are coloured."""
+    roc, pr = [], []
+    coloured = _coloured(report)
+    for index, row in enumerate(report.per_class):
+        scores, positive = predictions.probabilities[:, index], predictions.labels == index
+        if row.roc_auc is None or row.pr_auc is None:
+            continue
+        points = metrics.roc_curve(scores, positive, row.name, points=CURVE_POINTS)
+        recall, precision = metrics.precision_recall_curve(scores, positive, points=CURVE_POINTS)
+        colour = coloured.get(index, 0)
+        roc.append(Curve(row.name, _pairs(points.fpr, points.tpr), colour, _number(row.roc_auc)))
+        pr.append(Curve(row.name, _pairs(recall, precision), colour, _number(row.pr_auc)))
+    return _quiet_first(roc), _quiet_first(pr)
+
+
+def _coloured(report: Report) -> dict[int, int]:
+    areas = {
+        index: row.roc_auc for index, row in enumerate(report.per_class) if row.roc_auc is not None
+    }
+    chosen = list(areas)
+    if len(chosen) > COLOURS:
+        chosen = sorted(chosen, key=lambda index: areas[index])[:5]
+    return {index: colour for colour, index in enumerate(chosen, start=1)}
+
+
+def _quiet_first(curves: list[Curve]) -> list[Curve]:
+    """Return the curves with the quiet ones first, so that the coloured lie on top."""
+    return sorted(curves, key=lambda curve: (curve.colour > 0, curve.colour))
+
+
+def _pairs(x: Iterable[float], y: Iterable[float]) -> list[tuple[float, float]]:
+    return [(round(float(a), 4), round(float(b), 4)) for a, b in zip(x, y, strict=True)]
+
+
+def _matrix(report: Report) -> list[list[tuple[int, int]]] | None:
+    """Return rows of (pictures, per cent of the true class), or nothing for too many classes."""
+    if len(report.classes) > MATRIX_CLASSES:
+        return None
+    return [
+        [(count, round(100 * count / max(1, sum(row)))) for count in row]
+        for row in report.confusion
+    ]
+
+
+def _confusions(report: Report, most: int = 10) -> list[Confusion]:
+    table = np.array(report.confusion)
+    np.fill_diagonal(table, 0)
+    found = []
+    for cell in np.argsort(-table, axis=None, kind="stable")[:most]:
+        true, predicted = divmod(int(cell), len(report.classes))
+        count = int(table[true, predicted])
+        if count:
+            names = report.classes[true], report.classes[predicted]
+            found.append(Confusion(*names, count, count / sum(report.confusion[true])))
+    return found
+
+
+def _thumbnail(encoded: bytes) -> str:
+    """Return a data URI of the picture, not larger than a thumbnail."""
+    try:
+        picture = decode(encoded, at_least_px=THUMBNAIL_PX)
+    except PictureError:
+        return ""
+    small = max(picture.size) <= THUMBNAIL_PX // 2
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    file = BytesIO()
+    picture.save(file, *(("PNG",) if small else ("JPEG",)), quality=82)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,238 @@
+"""The report of a graph on the test split: `report.json`, `predictions.parquet`, `report.html`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from linnet.errors import EvaluationError
+from linnet.evaluation.calibration import Bin
+from linnet.evaluation.comparison import ClassChange, Comparison, Incomparable
+from linnet.evaluation.metrics import ClassRow, Headline, RocCurve
+from linnet.folders import written_whole
+from linnet.inference.predict import Predictions
+from linnet.inference.session import Parity
+from linnet.settings import Metric
+
+KIND = "linnet/report/v1"
+MANIFEST = "report.json"
+PAGE = "report.html"
+PREDICTIONS = "predictions.parquet"
+
+_AGAIN = "run evaluate again, or copy the folder whole"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture with another predicted class than its label's."""
+
+    key: str
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that the gate looked at: what was seen, what was needed, in words."""
+
+    name: str
+    passed: bool
+    observed: float | str | None
+    needed: float | str
+    words: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate decided, and every check behind it."""
+
+    decision: Literal["release", "refuse"]
+    checks: tuple[Check, ...]
+
+    def reasons(self) -> list[str]:
+        """Return the words of every failed check."""
+        return [check.words for check in self.checks if not check.passed]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a graph does on the test split, and later what the gate made of it.
+
+    `confusion` has a row per true class and a column per predicted one, in the order of `classes`.
+    `prior` is the share of each class in the training split: the naive baseline's answer.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    dataset_version: str
+    split: str
+    pictures: int
+    prior: tuple[float, ...]
+    confidence: float
+    metrics: dict[Metric, Headline]
+    per_class: tuple[ClassRow, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    calibration: tuple[Bin, ...]
+    roc: RocCurve
+    parity: Parity
+    temperature: float
+    mistakes: tuple[Mistake, ...]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    comparison: Comparison | Incomparable | None = None
+    gate: Decision | None = None
+    kind: str = field(default=KIND)
+
+    @property
+    def majority(self) -> str:
+        """Return the class that the naive baseline always predicts."""
+        return self.classes[int(np.argmax(self.prior))]
+
+    def headline(self) -> str:
+        """Return the result in one sentence."""
+        accuracy = self.metrics["accuracy"]
+        return (
+            f"{self.model}: {accuracy.value:.3f} accuracy on {self.pictures:,} {self.split} "
+            f"pictures, {self.confidence:.0%} interval {accuracy.low:.3f}–{accuracy.high:.3f}; "
+            f"always answering {self.majority} would give {accuracy.baseline:.3f}"
+        )
+
+    def values(self) -> dict[str, float]:
+        """Return the metrics that are defined, by name."""
+        return {
+            name: metric.value for name, metric in self.metrics.items() if metric.value is not None
+        }
+
+    def confusion_matrix(self) -> tuple[list[str], list[list[int]]]:
+        """Return the categories and the matrix as KFP's `log_confusion_matrix` takes them."""
+        return list(self.classes), [list(row) for row in self.confusion]
+
+    def roc_curve(self) -> tuple[list[float], list[float], list[float]]:
+        """Return fpr, tpr and threshold as KFP's `log_roc_curve` takes them."""
+        return list(self.roc.fpr), list(self.roc.tpr), list(self.roc.threshold)
+
+    def judged(self, comparison: Comparison | Incomparable | None, decision: Decision) -> Self:
+        """Return the report with the gate's evidence and decision."""
+        return replace(self, comparison=comparison, gate=decision)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `report.json` carries."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the report in a folder.
+
+        Raises:
+            EvaluationError: the folder holds no finished report, or one of another kind.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise EvaluationError(
+                f"{folder} holds no {MANIFEST}, so it is not a finished report: "
+                "give the folder that `linnet evaluate` wrote, or run it again"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{path} can't be read ({error}): {_AGAIN}") from error
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if kind != KIND:
+            raise EvaluationError(
+                f"{path} is of kind {kind!r}, expected {KIND!r}: "
+                "give a report, or upgrade Linnet if a newer one wrote it"
+            )
+        try:
+            return cls(**_parsed(values))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
+
+
+def write(
+    destination: Path,
+    report: Report,
+    predictions: Predictions,
+    pictures: Mapping[str, bytes],
+) -> None:
+    """Write the report's folder whole, `report.json` last.
+
+    `pictures` are the encoded pictures of the mistakes, by key.
+
+    Raises:
+        StoreError: `destination` is taken or can't be written.
+    """
+    from linnet.evaluation.page import render
+
+    with written_whole(destination, MANIFEST) as folder:
+        _write_predictions(folder / PREDICTIONS, predictions)
+        (folder / PAGE).write_text(render(report, predictions, pictures), encoding="utf-8")
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def load_predictions(folder: Path) -> Predictions:
+    """Read the predictions behind a report.
+
+    Raises:
+        EvaluationError: they are absent or damaged.
+    """
+    path = folder / PREDICTIONS
+    try:
+        table = pq.read_table(path)
+        probabilities = np.asarray(table["probabilities"].combine_chunks().flatten(), np.float32)
+        return Predictions(
+            keys=table["key"].to_pylist(),
+            labels=np.asarray(table["label"], np.int64),
+            probabilities=probabilities.reshape(table.num_rows, -1),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise EvaluationError(f"{path} can't be read ({error}): {_AGAIN}") from error
+
+
+def _write_predictions(path: Path, predictions: Predictions) -> None:
+    table = pa.table(
+        {
+            "key": pa.array(predictions.keys, pa.string()),
+            "label": pa.array(predictions.labels, pa.int64()),
+            "probabilities": pa.array(list(predictions.probabilities), pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(table, path)
+
+
+def _parsed(values: dict[str, Any]) -> dict[str, Any]:
+    comparison, gate = values["comparison"], values["gate"]
+    return {
+        **values,
+        "classes": tuple(values["classes"]),
+        "prior": tuple(values["prior"]),
+        "metrics": {name: Headline(**metric) for name, metric in values["metrics"].items()},
+        "per_class": tuple(ClassRow(**row) for row in values["per_class"]),
+        "confusion": tuple(tuple(row) for row in values["confusion"]),
+        "calibration": tuple(Bin(**row) for row in values["calibration"]),
+        "roc": _parsed_roc(values["roc"]),
+        "parity": Parity(**values["parity"]),
+        "mistakes": tuple(Mistake(**mistake) for mistake in values["mistakes"]),
+        "comparison": None if comparison is None else _parsed_comparison(comparison),
+        "gate": None
+        if gate is None
+        else Decision(gate["decision"], tuple(Check(**check) for check in gate["checks"])),
+    }
+
+
+def _parsed_roc(values: dict[str, Any]) -> RocCurve:
+    fpr, tpr, threshold = (tuple(values[axis]) for axis in ("fpr", "tpr", "threshold"))
+    return RocCurve(values["of"], fpr, tpr, threshold)
+
+
+def _parsed_comparison(values: dict[str, Any]) -> Comparison | Incomparable:
+    if "reason" in values:
+        return Incomparable(**values)
+    changes = tuple(ClassChange(**change) for change in values["per_class"])
+    return Comparison(**{**values, "per_class": changes})

@@ -1,0 +1,1 @@
+"""Running graphs on ONNX Runtime: no torch anywhere below this package."""

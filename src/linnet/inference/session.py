@@ -1,0 +1,197 @@
+"""A graph on ONNX Runtime: uint8 pictures in, probabilities out.
+
+Normalisation, temperature and softmax are part of the graph, so this is all that evaluation, batch
+prediction and the server need.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from linnet.data.preprocessing import Preprocessing
+from linnet.errors import DatasetError, GraphError
+from linnet.machine import available_cpus
+
+KIND = "linnet/graph/v1"
+MANIFEST = "graph.json"
+MODEL = "model.onnx"
+INPUT = "pictures"
+OUTPUT = "probabilities"
+
+_AGAIN = "export the checkpoint again, or copy the folder whole"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime's answers are from torch's on real validation pictures."""
+
+    pictures: int
+    largest_difference: float
+    label_agreement: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class GraphManifest:
+    """What `graph.json` says about the `model.onnx` beside it."""
+
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    temperature: float
+    network: str
+    dataset_version: str
+    code_revision: str | None
+    tracking_run_id: str | None
+    sha256: str
+    size_bytes: int
+    opset: int
+    ir_version: int
+    parity: Parity
+    calibration: dict[str, float] | None = None
+    linnet: str = ""
+    kind: str = field(default=KIND)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the manifest of a graph's folder.
+
+        Raises:
+            GraphError: the folder holds no finished graph, or one of another kind.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise GraphError(
+                f"{folder} holds no {MANIFEST}, so it is not a finished graph: "
+                "give the folder that `linnet export` wrote, or run it again"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise GraphError(f"{path} can't be read ({error}): {_AGAIN}") from error
+        kind = values.get("kind") if isinstance(values, dict) else None
+        if kind != KIND:
+            raise GraphError(
+                f"{path} is of kind {kind!r}, expected {KIND!r}: "
+                "give a graph, or upgrade Linnet if a newer one wrote it"
+            )
+        try:
+            return cls(
+                **{
+                    **values,
+                    "classes": tuple(values["classes"]),
+                    "preprocessing": Preprocessing.from_json(values["preprocessing"]),
+                    "mean": tuple(values["mean"]),
+                    "std": tuple(values["std"]),
+                    "parity": Parity(**values["parity"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError, DatasetError) as error:
+            raise GraphError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `graph.json` carries."""
+        return asdict(self)
+
+
+class Graph:
+    """An opened graph. Safe to call from several threads.
+
+    Args:
+        path: folder with `model.onnx` and `graph.json`.
+        threads: threads inside one call; null: one per CPU this process may use.
+        spinning: let idle threads burn CPU while they wait for work, for a machine of one's own.
+
+    Raises:
+        GraphError: the folder is incomplete, damaged, or its model is not the manifest's.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, spinning: bool = False) -> None:
+        self.manifest = GraphManifest.load(path)
+        self.classes = self.manifest.classes
+        self.preprocessing = self.manifest.preprocessing
+        self.session = Session(
+            path / MODEL, sha256=self.manifest.sha256, threads=threads, spinning=spinning
+        )
+
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities [N, C] of prepared pictures, uint8 [N, H, W, 3], RGB."""
+        return self.session.predict(pictures)
+
+
+class Session:
+    """A bare `model.onnx` on ONNX Runtime, without a manifest.
+
+    Raises:
+        GraphError: the file is absent, is not the one with this digest, or can't be run here.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        sha256: str | None = None,
+        threads: int | None = None,
+        spinning: bool = False,
+    ) -> None:
+        try:
+            encoded = model.read_bytes()
+        except OSError as error:
+            raise GraphError(f"{model} can't be read ({error.strerror}): {_AGAIN}") from error
+        found = hashlib.sha256(encoded).hexdigest()
+        if sha256 is not None and found != sha256:
+            raise GraphError(
+                f"{model} has the digest {found[:12]}…, its manifest says {sha256[:12]}…: "
+                f"the file was damaged or replaced, {_AGAIN}"
+            )
+        self.model = model
+        self._session = _session(encoded, model, threads, spinning)
+
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities [N, C] of prepared pictures, uint8 [N, H, W, 3], RGB.
+
+        Raises:
+            GraphError: the pictures are not of the shape or type that the graph takes.
+        """
+        try:
+            (probabilities,) = self._session.run([OUTPUT], {INPUT: pictures})
+        except (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
+            wanted = self._session.get_inputs()[0]
+            raise GraphError(
+                f"{self.model} takes {wanted.type} of shape {wanted.shape}, got {pictures.dtype} "
+                f"of shape {list(pictures.shape)}: prepare pictures with its own preprocessing"
+            ) from error
+        return np.asarray(probabilities, dtype=np.float32)
+
+
+def _session(
+    encoded: bytes, model: Path, threads: int | None, spinning: bool
+) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_cpus()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    try:
+        session = ort.InferenceSession(encoded, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but this one
+        first = re.sub(r"\s+", " ", str(error))[:300]
+        raise GraphError(
+            f"ONNX Runtime {ort.__version__} can't load {model} ({first}): {_AGAIN}"
+        ) from error
+    inputs = [node.name for node in session.get_inputs()]
+    outputs = [node.name for node in session.get_outputs()]
+    if inputs != [INPUT] or outputs != [OUTPUT]:
+        raise GraphError(
+            f"{model} has inputs {inputs} and outputs {outputs}, expected {[INPUT]} and "
+            f"{[OUTPUT]}: give a graph that `linnet export` wrote"
+        )
+    return session

@@ -1,0 +1,289 @@
+"""From a checkpoint to an ONNX graph that takes uint8 pictures and gives probabilities."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import linnet
+from linnet.data.dataset import Dataset
+from linnet.data.preprocessing import Preprocessing, prepare_many
+from linnet.errors import DatasetError, GraphError
+from linnet.evaluation.calibration import Temperature, fit_temperature
+from linnet.folders import written_whole
+from linnet.inference.session import (
+    INPUT,
+    KIND,
+    MANIFEST,
+    MODEL,
+    OUTPUT,
+    GraphManifest,
+    Parity,
+    Session,
+)
+from linnet.machine import available_cpus
+from linnet.progress import track
+from linnet.settings import ExportSettings
+from linnet.training.checkpoint import CheckpointManifest
+from linnet.training.network import Classifier, load_checkpoint
+
+log = logging.getLogger(__name__)
+
+OPSET = 18
+LARGEST_IR = 10
+CALIBRATION_PICTURES = 2048
+
+_BATCH = 32
+
+Answer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What the export found out; `largest_difference` is of probabilities, torch against ONNX."""
+
+    temperature: float
+    pictures: int
+    largest_difference: float
+    label_agreement: float
+    passed: bool
+    size_bytes: int
+    sha256: str
+
+
+class Servable(nn.Module):
+    """All that serving needs in one network: uint8 `[N, S, S, 3]` in, probabilities out."""
+
+    def __init__(self, classifier: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.temperature = temperature
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return probabilities, `[N, classes]`."""
+        return torch.softmax(self.classifier(pictures) / self.temperature, dim=1)
+
+
+def export(
+    checkpoint: Path, dataset: Path, destination: Path, settings: ExportSettings
+) -> ExportReport:
+    """Write the checkpoint's graph, calibrated and compared with torch on validation pictures.
+
+    Failed parity raises nothing: it is recorded in `graph.json`, and the gate refuses.
+
+    Raises:
+        CheckpointError: the checkpoint is absent or damaged.
+        DatasetError: the dataset is, or it has other classes or no validation pictures.
+        GraphError: the network can't be expressed in ONNX, or ONNX Runtime can't run it.
+        StoreError: `destination` is taken or can't be written.
+    """
+    network, manifest = load_checkpoint(checkpoint)
+    data = Dataset.open(dataset)
+    _check_fits(manifest, data)
+    classifier = Classifier(network, manifest.mean, manifest.std).eval()
+    spec = manifest.preprocessing
+    wanted = CALIBRATION_PICTURES if settings.calibrate else 0
+    chosen = _spread(data.size("val"), max(wanted, settings.parity_pictures))
+    logits, labels = _answers(_torch(classifier), data, chosen, spec, "answer with torch")
+    temperature = fit_temperature(logits, labels) if settings.calibrate else None
+    servable = Servable(classifier, temperature.value if temperature else 1.0).eval()
+    encoded, opset, ir_version = _onnx(servable, manifest)
+    with written_whole(destination, MANIFEST) as folder:
+        (folder / MODEL).write_bytes(encoded)
+        proof = _spread(len(chosen), settings.parity_pictures)
+        expected = torch.softmax(torch.from_numpy(logits[proof]) / servable.temperature, dim=1)
+        session = Session(folder / MODEL)
+        found, _ = _answers(session.predict, data, chosen[proof], spec, "answer with ONNX")
+        parity = compare_answers(expected.numpy(), found, settings)
+        graph = GraphManifest(
+            classes=manifest.classes,
+            preprocessing=manifest.preprocessing,
+            mean=manifest.mean,
+            std=manifest.std,
+            temperature=servable.temperature,
+            network=manifest.network,
+            dataset_version=manifest.dataset_version,
+            code_revision=manifest.code_revision,
+            tracking_run_id=manifest.tracking_run_id,
+            sha256=hashlib.sha256(encoded).hexdigest(),
+            size_bytes=len(encoded),
+            opset=opset,
+            ir_version=ir_version,
+            parity=parity,
+            calibration=asdict(temperature) if temperature else None,
+            linnet=linnet.__version__,
+        )
+        text = json.dumps(graph.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    _log(graph, temperature)
+    return ExportReport(
+        temperature=graph.temperature,
+        pictures=parity.pictures,
+        largest_difference=parity.largest_difference,
+        label_agreement=parity.label_agreement,
+        passed=parity.passed,
+        size_bytes=graph.size_bytes,
+        sha256=graph.sha256,
+    )
+
+
+def _check_fits(manifest: CheckpointManifest, dataset: Dataset) -> None:
+    if manifest.classes != dataset.classes or manifest.dataset_version != dataset.version:
+        raise DatasetError(
+            f"the checkpoint was trained on version {manifest.dataset_version} of a dataset with "
+            f"{len(manifest.classes)} classes, {dataset.path} is version {dataset.version} with "
+            f"{len(dataset.classes)}: give the dataset that it was trained on"
+        )
+    if not dataset.size("val"):
+        raise DatasetError(
+            f"the dataset {dataset.path} has no validation pictures to prove parity on: ingest "
+            "again with ingest.val_fraction above 0"
+        )
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many of `count` indices, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+
+
+def _torch(classifier: Classifier) -> Answer:
+    def answer(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = classifier(torch.from_numpy(pictures)).float().numpy()
+        return logits
+
+    return answer
+
+
+def _answers(
+    answer: Answer, dataset: Dataset, chosen: NDArray[np.int64], spec: Preprocessing, what: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the answers `[N, classes]` for chosen rows of the validation split, and labels."""
+    answers, labels = [], []
+    batches = track(_batches(dataset, chosen), what, -(-len(chosen) // _BATCH))
+    for encoded, batch_labels in batches:
+        answers.append(answer(prepare_many(encoded, spec, threads=available_cpus())))
+        labels += batch_labels
+    return np.concatenate(answers), np.array(labels, np.int64)
+
+
+def _batches(
+    dataset: Dataset, chosen: NDArray[np.int64]
+) -> Iterator[tuple[list[bytes], list[int]]]:
+    """Yield encoded pictures and labels of the chosen rows, in order."""
+    wanted = set(chosen.tolist())
+    rows = enumerate(dataset.pictures("val"))
+    picked = (row for index, row in rows if index in wanted)
+    while batch := list(itertools.islice(picked, _BATCH)):
+        yield [row.encoded for row in batch], [row.label for row in batch]
+
+
+def compare_answers(
+    expected: NDArray[np.float32], found: NDArray[np.float32], settings: ExportSettings
+) -> Parity:
+    """Return how far two sets of probabilities `[N, classes]` are apart, and if that will do."""
+    difference = float(np.abs(found - expected).max())
+    agreement = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    finite = bool(np.isfinite(difference))
+    return Parity(
+        pictures=len(expected),
+        # A probability that is no number is as far from torch's as one can be.
+        largest_difference=difference if finite else 1.0,
+        label_agreement=agreement,
+        passed=finite
+        and difference <= settings.max_probability_difference
+        and agreement >= settings.min_label_agreement,
+    )
+
+
+def _onnx(servable: Servable, manifest: CheckpointManifest) -> tuple[bytes, int, int]:
+    """Return the serialized graph, its opset and IR version."""
+    side = manifest.preprocessing.size_px
+    # Two pictures: with one, the exporter would take the batch for a constant.
+    pictures = torch.zeros((2, side, side, 3), dtype=torch.uint8)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                servable,
+                (pictures,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"pictures": {0: "batch"}},
+                external_data=False,
+                verbose=False,
+            )
+        model = program.model_proto  # type: ignore[union-attr]
+        model.ir_version = min(model.ir_version, LARGEST_IR)
+        onnx.helper.set_model_props(model, _properties(servable, manifest))
+        model.producer_name = f"linnet {linnet.__version__}"
+        onnx.checker.check_model(model, full_check=True)
+    # The exporter and the checker raise errors of many families.
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise GraphError(
+            f"{manifest.network} can't be exported to ONNX at opset {OPSET} ({reason[0]}): "
+            "choose another network (train.network)"
+        ) from error
+    opset = next(each.version for each in model.opset_import if not each.domain)
+    return model.SerializeToString(), opset, model.ir_version
+
+
+def _properties(servable: Servable, manifest: CheckpointManifest) -> dict[str, str]:
+    """Return what the graph says of itself, should it ever be parted from its manifest."""
+    return {
+        "linnet.kind": KIND,
+        "linnet.classes": json.dumps(manifest.classes, ensure_ascii=False),
+        "linnet.preprocessing": json.dumps(manifest.preprocessing.to_json()),
+        "linnet.temperature": repr(servable.temperature),
+        "linnet.network": manifest.network,
+        "linnet.dataset_version": manifest.dataset_version,
+        "linnet.code_revision": manifest.code_revision,
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about its own progress off the terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _log(graph: GraphManifest, temperature: Temperature | None) -> None:
+    if temperature is not None:
+        log.info(
+            "temperature %.3f: validation log loss %.4f, before %.4f",
+            temperature.value,
+            temperature.log_loss_after,
+            temperature.log_loss_before,
+        )
+    log.log(
+        logging.INFO if graph.parity.passed else logging.WARNING,
+        "parity with torch on %d validation pictures %s: probabilities differ by at most %.1e, "
+        "%.2f%% of the labels agree",
+        graph.parity.pictures,
+        "held" if graph.parity.passed else "FAILED",
+        graph.parity.largest_difference,
+        100 * graph.parity.label_agreement,
+    )
