@@ -193,7 +193,7 @@ def _fitting(part: str) -> str:
 def _free(folder: Path, inside: PurePosixPath) -> Path:
     """Return a path that isn't taken; the file system itself says which names it holds equal."""
     path, number = folder / inside, 2
-    while os.path.lexists(path) and not path.is_dir():
+    while os.path.lexists(path):
         path = folder / numbered(str(inside), number)
         number += 1
     if number > 2:

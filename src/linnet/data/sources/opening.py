@@ -1,5 +1,6 @@
 """One way in for every kind of source."""
 
+import os
 from pathlib import Path
 
 from linnet.data.sources.archive import unpack
@@ -59,10 +60,12 @@ def _only_plain(source: SourceSettings) -> None:
 
 
 def _local_items(source: SourceSettings, path: Path, scratch: Path) -> list[Item]:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, also False for a name that is too long
         raise SourceError(f"source {source.uri!r} is not there ({path}): {_EXPECTED}")
     left_packed: list[Found] = []
-    if not path.is_dir():
+    if not path.is_dir() and not path.is_file():
+        raise SourceError(f"source {source.uri!r} is a pipe, socket or device: {_EXPECTED}")
+    if path.is_file():
         left_packed = unpack(path, scratch / "unpacked")
         path = scratch / "unpacked"
     found, wrapper = unwrap(number_duplicates([*walk(path), *left_packed]), source.splits)

@@ -52,8 +52,8 @@ def _below(key: str, prefix: str, store: "ObjectStore") -> str:
         name = key.rpartition("/")[2]
     if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise SourceError(
-            f"{store.uri(key)} is unsafe: its key would land outside the folder it is downloaded "
-            "to. Rename it"
+            f"{store.uri(prefix)} is unsafe: its object {key!r} would land outside the folder it "
+            "is downloaded to. Rename that object"
         )
     return name
 

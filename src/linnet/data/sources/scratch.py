@@ -46,4 +46,4 @@ def _explained(error: OSError, folder: Path) -> StoreFullError | SourceError:
             f"no space is left to unpack pictures to {folder.parent}: free some, or set another "
             "scratch folder (TMPDIR)"
         )
-    return SourceError(f"{folder} can't be written: {error}")
+    return SourceError(f"pictures can't be brought to {folder}: {error}")

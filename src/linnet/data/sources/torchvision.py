@@ -53,12 +53,20 @@ def torchvision_items(request: str, scratch: Path) -> list[Item]:
     home = scratch / "torchvision" / name
     if "root" in _parameters(make):
         arguments = {"root": str(home / "root"), **arguments}
-    items: dict[str, Item] = {}
     with filled(home / "pictures") as unfinished:
+        items = list(_all_items(name, make, arguments, unfinished))
+    return [_at_home(item, unfinished, home / "pictures") for item in items]
+
+
+def _all_items(name: str, make: type, arguments: Mapping[str, Any], folder: Path) -> Iterator[Item]:
+    try:
         for split, dataset in _official_splits(name, make, arguments):
-            for item in _dataset_items(name, dataset, split, unfinished):
-                items[item.key] = item
-    return [_at_home(item, unfinished, home / "pictures") for item in items.values()]
+            yield from _dataset_items(name, dataset, split, folder)
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise SourceError(
+            f"torchvision://{name} can't be read ({type(error).__name__}: {error}): check its "
+            "arguments, or remove its root folder and fetch it again"
+        ) from error
 
 
 def _dataset_class(name: str) -> type:
