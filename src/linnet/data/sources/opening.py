@@ -45,7 +45,8 @@ def _items(source: SourceSettings, scratch: Path, connections: Connections | Non
         return torchvision_items(rest, scratch)
     if scheme == "s3":
         store, prefix = open_store(source.uri, connections)
-        name = rest.strip("/").rpartition("/")[2]
+        # The folder's own name counts: a CSV's paths may begin with it.
+        name = rest.strip("/").rpartition("/")[2].strip(".") or "all"
         local = download(store, prefix, scratch / "downloaded" / name)
         return _local_items(source, local, scratch)
     raise SourceError(f"source {source.uri!r} is of no known kind ({scheme}://): {_EXPECTED}")
