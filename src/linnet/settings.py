@@ -118,7 +118,7 @@ class StageSettings(Settings):
     lr: Rate = Field(1e-3, description="peak learning rate")
     optimizer: str = Field("adamw", description="any optimizer of timm by name")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay")
-    schedule: Literal["cosine", "step", "plateau", "poly", "tanh", "constant"] = Field(
+    schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field(
         "cosine", description="timm's learning rate schedule"
     )
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")

@@ -1,0 +1,130 @@
+"""A checkpoint folder: weights that torch alone can load, and a manifest that is written last."""
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from linnet.data.preprocessing import Preprocessing
+from linnet.errors import CheckpointError
+from linnet.settings import Monitor
+from linnet.stores.objects import folder_errors
+
+KIND = "linnet/checkpoint/v1"
+MANIFEST = "model.json"
+WEIGHTS = "model.safetensors"
+HISTORY = "history.csv"
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What has to be known to use the weights. `mean` and `std` are RGB, 0 to 1."""
+
+    network: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dropout: float
+    dataset_version: str
+    code_revision: str
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    tracking_run_id: str | None
+    linnet: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `model.json` has."""
+        return {"kind": KIND, **asdict(self)}
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "CheckpointManifest":
+        """Return a checkpoint folder's manifest.
+
+        Raises:
+            CheckpointError: the folder is absent, holds no finished checkpoint or one of another
+                kind.
+        """
+        path = checkpoint / MANIFEST
+        values = _read_json(path)
+        kind = values.pop("kind", None)
+        if kind != KIND:
+            raise CheckpointError(
+                f"{path} is of kind {kind!r}, expected {KIND!r}: give a checkpoint, or upgrade "
+                "Linnet if a newer one wrote it"
+            )
+        try:
+            values["classes"] = tuple(values["classes"])
+            values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
+            values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error!r}): train again") from error
+
+
+def write(
+    destination: Path,
+    manifest: CheckpointManifest,
+    *,
+    best: Mapping[Monitor, Path],
+    monitor: Monitor,
+    history: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write a checkpoint folder that appears whole or not at all, in place of an earlier one.
+
+    `best` has the weights file of each metric's best epoch; the one of `monitor` is the model.
+
+    Raises:
+        StoreFullError: no space is left; the destination is as it was.
+    """
+    with folder_errors("write", destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        partial = destination.with_name(f".{destination.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for metric, weights in best.items():
+            shutil.copyfile(weights, partial / f"best-{metric}.safetensors")
+        shutil.copyfile(best[monitor], partial / WEIGHTS)
+        write_history(partial / HISTORY, history)
+        (partial / MANIFEST).write_text(
+            json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        _replace_folder(partial, destination)
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write one row per epoch as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=list(history[0]))
+        table.writeheader()
+        table.writerows(history)
+
+
+def _replace_folder(partial: Path, destination: Path) -> None:
+    """Move the finished folder into place; only what is no checkpoint of ours stops it."""
+    if destination.exists():
+        ours = (destination / MANIFEST).exists() or not any(destination.iterdir())
+        if not ours:
+            raise CheckpointError(
+                f"{destination} is not empty and holds no checkpoint: choose another destination"
+            )
+        shutil.rmtree(destination)
+    partial.rename(destination)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent} holds no {path.name}, so it is not a finished checkpoint: "
+            "give the folder that `linnet train` wrote, or run it again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read ({error}): train again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no mapping: train again")
+    return values

@@ -1,0 +1,231 @@
+"""One stage of training as Lightning sees it: what a step computes and what is learnt."""
+
+import difflib
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from linnet.errors import TrainingError
+from linnet.settings import StageSettings, TrainSettings
+from linnet.training.loading import Batch, seed_of
+from linnet.training.network import Classifier, Head, classifier_parameters, drop
+
+# On a GPU, looking at each loss as it comes would make the CPU wait for every step.
+_LOSSES_LOOKED_AT_TOGETHER = 32
+
+
+class Stage(pl.LightningModule):
+    """The loop's view of a stage: `head` trains the last layer, `whole` the network.
+
+    In stage `head` the backbone stays in eval mode, so its batch normalisation doesn't move. With
+    `cached`, batches hold the head's features, float32 `[N, features]`, in place of pictures.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Classifier,
+        stage: StageSettings,
+        settings: TrainSettings,
+        *,
+        classes: int,
+        steps_per_epoch: int,
+        head: Head | None = None,
+        cached: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        self.stage = stage
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.head = head
+        self.cached = cached
+        self._freeze()
+        decay = settings.average_weights
+        self.average = ModelEmaV3(self.learner, decay, use_warmup=True) if decay else None
+        self.schedule: Scheduler | None = None
+        self.losses: list[Tensor] = []
+        self.train_loss = MeanMetric()
+        self.val_loss = MeanMetric()
+        self.val_metrics = MetricCollection(
+            {
+                "val_accuracy": MulticlassAccuracy(classes, average="micro"),
+                "val_balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+                "val_macro_f1": MulticlassF1Score(classes, average="macro"),
+            }
+        )
+        self.val_confusion = MulticlassConfusionMatrix(classes)
+        self.validation: dict[str, float] = {}
+        self.confusion: list[list[int]] = []
+
+    @property
+    def learner(self) -> nn.Module:
+        """Return the module that this stage trains: the last layer, or everything."""
+        return self.model if self.head is None else self.head.layer
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the network's tensors under timm's names; averaged ones where they are on."""
+        tensors = self.model.network.state_dict()
+        if self.average is not None:
+            averaged = self.average.module.state_dict()
+            prefix = "network." if self.head is None else ""
+            into = "" if self.head is None else f"{self.head.name}."
+            tensors |= {into + key.removeprefix(prefix): v for key, v in averaged.items()}
+        return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits of a batch by the weights that are being trained."""
+        return self._logits(self.learner, inputs)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Return the loss of one batch."""
+        inputs, labels = batch
+        smoothing = self.settings.label_smoothing
+        logits = self(inputs).float()
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        self.train_loss.update(loss.detach(), weight=len(inputs))
+        self.losses.append(loss.detach())
+        if loss.device.type == "cpu" or len(self.losses) == _LOSSES_LOOKED_AT_TOGETHER:
+            self._check_losses(index)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Add one batch to the metrics."""
+        inputs, labels = batch
+        learner = self.learner if self.average is None else self.average.module
+        logits = self._logits(learner, inputs).float()
+        self.val_loss.update(functional.cross_entropy(logits, labels), weight=len(inputs))
+        self.val_metrics.update(logits, labels)
+        self.val_confusion.update(logits, labels)
+
+    def on_train_epoch_start(self) -> None:
+        """Make the epoch's chance depend on nothing but seed, stage and epoch."""
+        torch.manual_seed(
+            seed_of(self.settings.seed, self.name, self.current_epoch, self.global_rank)
+        )
+        self.model.train(self.name == "whole")
+        if self.head is not None:
+            self.head.layer.train()
+        self.losses.clear()
+        self.train_loss.reset()
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Set the learning rate of this update; a function of its number alone."""
+        assert self.schedule is not None
+        self.schedule.step_update(self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Move the average towards the new weights."""
+        if self.average is not None:
+            self.average.update(self.learner, step=self.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin new metrics."""
+        for metric in (self.val_loss, self.val_metrics, self.val_confusion):
+            metric.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather the epoch's validation metrics, over all processes."""
+        values = {"val_loss": self.val_loss.compute(), **self.val_metrics.compute()}
+        self.validation = {name: float(value) for name, value in values.items()}
+        self.confusion = self.val_confusion.compute().tolist()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at what is left of the losses, and at the validation's."""
+        self._check_losses(self.steps_per_epoch - 1)
+        if not math.isfinite(self.validation["val_loss"]):
+            raise self._not_a_number("validation loss", self.validation["val_loss"], None)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return timm's optimizer of this name, and make its schedule.
+
+        Raises:
+            TrainingError: timm has no such optimizer, with the nearest names.
+        """
+        name = self.stage.optimizer
+        known = [str(each) for each in list_optimizers()]
+        if name.lower() not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+            raise TrainingError(
+                f"train.{self.name}.optimizer {name!r} is not one of timm's: "
+                + (f"did you mean {' or '.join(near)}?" if near else "try adamw or sgd")
+            )
+        learner = self.learner if self.name == "whole" or self.head else self.model
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            learner, opt=name, lr=self.stage.lr, weight_decay=self.stage.weight_decay
+        )
+        self.schedule = self._schedule(optimizer)
+        return optimizer
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the last update."""
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        schedule: Scheduler
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=self.stage.schedule,
+            num_epochs=self.stage.epochs,
+            decay_epochs=max(1, self.stage.epochs // 3),
+            warmup_epochs=self.stage.warmup_epochs,
+            warmup_lr=self.stage.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=self.steps_per_epoch,
+        )
+        return schedule
+
+    def _freeze(self) -> None:
+        learnt = list(self.model.parameters())
+        if self.name == "head":
+            learnt = classifier_parameters(self.model.network)
+        self.model.requires_grad_(False)
+        for parameter in learnt:
+            parameter.requires_grad_(True)
+
+    def _logits(self, learner: nn.Module, inputs: Tensor) -> Tensor:
+        if self.head is None:
+            logits: Tensor = learner(inputs)
+            return logits
+        if self.cached:
+            features = inputs
+        else:
+            with torch.no_grad():
+                features = self.model.features(inputs)
+        logits = learner(drop(features, self.settings.dropout, self.training and learner.training))
+        return logits
+
+    def _check_losses(self, last_step: int) -> None:
+        """Raise TrainingError at the first loss that is not a number."""
+        losses, self.losses = self.losses, []
+        if not losses:
+            return
+        values = torch.stack(losses).tolist()
+        for step, value in enumerate(values, start=last_step + 1 - len(values)):
+            if not math.isfinite(value):
+                raise self._not_a_number("loss", value, step + 1)
+
+    def _not_a_number(self, what: str, value: float, step: int | None) -> TrainingError:
+        where = f"stage {self.name}, epoch {self.current_epoch + 1}"
+        if step is not None:
+            where += f", step {step} of {self.steps_per_epoch}"
+        return TrainingError(
+            f"the {what} became {value} in {where}, at learning rate {self.learning_rate():.3g}: "
+            f"lower train.{self.name}.lr, add train.{self.name}.warmup_epochs, set "
+            "train.gradient_clip, or use train.precision: 32"
+        )

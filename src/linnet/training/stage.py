@@ -1,0 +1,328 @@
+"""Train one stage with Lightning, from the beginning or from where it was cut off."""
+
+import logging
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from linnet.errors import CheckpointError, TrainingError
+from linnet.machine import available_cpus
+from linnet.progress import track
+from linnet.settings import StageSettings, TrainSettings
+from linnet.stores.tracking import Tracker
+from linnet.training.augmentation import augment
+from linnet.training.cache import computed_once
+from linnet.training.loading import Batch, Batches, Order, loader
+from linnet.training.module import Stage
+from linnet.training.network import Classifier, Head, digest, find_head
+from linnet.training.record import LAST, Record, Recorder
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+# Below this side the casts cost more than bf16 saves on a CPU.
+_SMALLEST_BF16_PX = 64
+_EXIT_AFTER_SIGTERM = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a stage learns from: pictures, uint8 `[N, S, S, 3]`, and labels, int64 `[N]`.
+
+    `key` tells apart what the pictures were made from, for whatever is computed from them.
+    """
+
+    train: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    val: NDArray[np.uint8]
+    val_labels: NDArray[np.int64]
+    classes: int
+    key: str
+
+
+def read_record(folder: Path) -> Record | None:
+    """Return what a stage that was begun in this folder has recorded, None if it wasn't.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / LAST
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return Record.from_state(state["callbacks"][Recorder.__qualname__])
+    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} can't be resumed from ({error}): delete {folder} to begin the stage again"
+        ) from error
+
+
+def train_stage(
+    name: Literal["head", "whole"],
+    model: Classifier,
+    pictures: Pictures,
+    settings: TrainSettings,
+    *,
+    folder: Path,
+    cache: Path,
+    epochs_before: int = 0,
+    tracker: Tracker | None = None,
+) -> Record:
+    """Train a stage to its end and return its record; its best weights are in `folder`.
+
+    What a process that was killed has left in `folder` is gone on from: the result is the same,
+    bit for bit, as without the interruption.
+
+    Raises:
+        TrainingError: the loss is no longer a number, or the hardware asked for isn't there.
+    """
+    stage = settings.head if name == "head" else settings.whole
+    assert stage is not None
+    record = read_record(folder)
+    if record is not None and record.finished:
+        return record
+    folder.mkdir(parents=True, exist_ok=True)
+    recorder = Recorder(
+        folder,
+        monitor=settings.monitor,
+        keep=settings.keep,
+        pictures=len(pictures.train),
+        epochs_before=epochs_before,
+        tracker=tracker,
+    )
+    with quiet_lightning():
+        trainer = make_trainer(stage, settings, folder, recorder)
+        head = find_head(model, settings.size_px) if name == "head" else None
+        cached = head is not None and stage.augmentation == "none"
+        if name == "head" and not cached:
+            log.info("features of the frozen backbone are not cached: %s", _why(head))
+        train, val = _loaders(
+            name, model, pictures, stage, settings, head if cached else None, trainer, cache
+        )
+        assert isinstance(train.sampler, Order)
+        train.sampler.set_epoch(0 if record is None else len(record.history))
+        module = Stage(
+            name,
+            model,
+            stage,
+            settings,
+            classes=pictures.classes,
+            steps_per_epoch=len(train),
+            head=head,
+            cached=cached,
+        )
+        _run(trainer, module, train, val, None if record is None else folder / LAST)
+    return recorder.record
+
+
+def make_trainer(
+    stage: StageSettings, settings: TrainSettings, folder: Path, recorder: Recorder
+) -> pl.Trainer:
+    """Return a Lightning trainer that leaves writing to `recorder` and talking to us.
+
+    Raises:
+        TrainingError: the accelerator, devices or precision can't be had.
+    """
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    if not on_gpu:
+        torch.set_num_threads(available_cpus())
+    progress = [RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []
+    try:
+        return pl.Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            precision=precision(settings, on_gpu=on_gpu),
+            max_epochs=stage.epochs,
+            gradient_clip_val=settings.gradient_clip,
+            deterministic="warn" if on_gpu else None,
+            callbacks=[recorder, *progress],
+            enable_progress_bar=bool(progress),
+            enable_model_summary=False,
+            logger=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise TrainingError(
+            f"train.accelerator {settings.accelerator} with train.devices {settings.devices} "
+            f"can't be had on this machine: {error}"
+        ) from error
+
+
+def precision(settings: TrainSettings, *, on_gpu: bool) -> Precision:
+    """Return Lightning's name of the arithmetic to use.
+
+    `auto` is bf16 where the hardware computes in it, except for very small pictures on a CPU,
+    where the casts cost more than they save.
+
+    Raises:
+        TrainingError: 16 on a CPU.
+    """
+    if settings.precision == "16" and not on_gpu:
+        raise TrainingError(
+            "train.precision 16 needs a GPU: use bf16, or auto, which picks what the CPU has"
+        )
+    if settings.precision != "auto":
+        names: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+        return names[settings.precision]
+    if on_gpu:
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
+    worth_it = settings.size_px >= _SMALLEST_BF16_PX
+    return "bf16-mixed" if worth_it and cpu_computes_bf16() else "32-true"
+
+
+def cpu_computes_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 itself (AVX512-BF16, AMX, or Arm's BF16)."""
+    capability = torch.cpu.get_capabilities()
+    names = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
+    return any(capability.get(name, False) for name in names)
+
+
+def features_of(
+    model: Classifier, pictures: NDArray[np.uint8], trainer: pl.Trainer, batch_size: int, what: str
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the frozen network's features of all pictures, float32 `[n, features]` a batch."""
+    device = trainer.strategy.root_device
+    frozen = model.to(device).eval()
+    starts = range(0, len(pictures), batch_size)
+    for start in track(starts, f"Features of {what} pictures", len(starts)):
+        batch = torch.from_numpy(np.array(pictures[start : start + batch_size])).to(device)
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            yield frozen.features(batch).float().cpu().numpy()
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips out of the log while it runs; warnings of real trouble stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _TIPS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_TIPS = (
+    r".*does not have many workers.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*GPU available but not used.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+)
+
+
+def _loaders(
+    name: str,
+    model: Classifier,
+    pictures: Pictures,
+    stage: StageSettings,
+    settings: TrainSettings,
+    head: Head | None,
+    trainer: pl.Trainer,
+    cache: Path,
+) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+    """Return the loaders of training and validation; with `head`, of its cached features."""
+    train: NDArray[Any] = pictures.train
+    val: NDArray[Any] = pictures.val
+    if head is not None:
+        folder = cache / "features" / _features_key(model, pictures, head, trainer)
+        train, val = (
+            _cached_features(model, of, head, trainer, folder, split, settings.batch_size)
+            for split, of in (("train", pictures.train), ("val", pictures.val))
+        )
+    change = None
+    if stage.augmentation != "none":
+        change = augment(stage.augmentation, size_px=settings.size_px, classes=pictures.classes)
+    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
+    seed = f"{settings.seed}/{name}"
+    options: dict[str, Any] = {
+        "workers": settings.workers if head is None else 0,
+        "pin": trainer.strategy.root_device.type == "cuda",
+    }
+    return (
+        loader(
+            Batches(train, pictures.train_labels, change),
+            Order(len(train), settings.batch_size, seed=seed, **ranks),
+            **options,
+        ),
+        loader(
+            Batches(val, pictures.val_labels),
+            Order(len(val), settings.batch_size, seed=None, **ranks),
+            **options,
+        ),
+    )
+
+
+def _cached_features(
+    model: Classifier,
+    pictures: NDArray[np.uint8],
+    head: Head,
+    trainer: pl.Trainer,
+    folder: Path,
+    split: str,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    first = next(iter(features_of(model, pictures[:1], trainer, 1, split)))
+    return computed_once(
+        folder / f"{split}.npy",
+        (len(pictures), *first.shape[1:]),
+        np.float32,
+        lambda: features_of(model, pictures, trainer, batch_size, split),
+    )
+
+
+def _features_key(model: Classifier, pictures: Pictures, head: Head, trainer: pl.Trainer) -> str:
+    """Return a name for the features of these pictures by this backbone and arithmetic."""
+    tensors = model.network.state_dict()
+    backbone = {k: v for k, v in tensors.items() if not k.startswith(f"{head.name}.")}
+    backbone |= {"mean": model.mean, "scale": model.scale}
+    return f"{pictures.key}-{trainer.precision}-{digest(backbone)[:16]}"
+
+
+def _why(head: Head | None) -> str:
+    if head is None:
+        return "the network's classifier is more than its last layer"
+    return "stage head augments its pictures (train.head.augmentation: none would cache them)"
+
+
+def _run(
+    trainer: pl.Trainer,
+    module: Stage,
+    train: DataLoader[Batch],
+    val: DataLoader[Batch],
+    resume_from: Path | None,
+) -> None:
+    """Run Lightning's loop; what it makes of Ctrl-C and SIGTERM becomes itself again."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, train, val, ckpt_path=resume_from)
+    except SIGTERMException as error:
+        raise SystemExit(_EXIT_AFTER_SIGTERM) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt from error
+        raise
