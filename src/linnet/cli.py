@@ -8,6 +8,7 @@ import time
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -320,6 +321,79 @@ def settings(
     for row in rows:
         table.add_row(row.name, row.default, row.values, row.meaning)
     out.print(table)
+
+
+@app.command(rich_help_panel=RESULTS)
+def predict(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, …")],
+    release: Annotated[
+        str | None,
+        typer.Option("--release", "-r", help="Folder, s3://… or model@alias: answer here."),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="http://host:8080 or grpc://host:8081: ask a running server."),
+    ] = None,
+    model: Model = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="LINNET_TOKEN", help="The server's bearer token.")
+    ] = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Say what pictures show, with a release on this machine or by asking a server."""
+    from linnet.inference.local import read_pictures
+
+    if (release is None) == (server is None):
+        raise SettingsError(
+            "`linnet predict` needs either --release (such as flowers@champion) or --server "
+            "(such as http://localhost:8080)"
+        )
+    encoded = read_pictures(pictures)
+    if server is not None:
+        answers = _ask_server(server, model, token, encoded)
+    else:
+        answers = _answer_here(str(release), workspace, encoded)
+    if as_json:
+        rows = [_answer_row(*one) for one in zip(pictures, answers, strict=True)]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    table = Table("picture", "label", "score", "release")
+    for path, answer in zip(pictures, answers, strict=True):
+        label = f"({answer.label})" if answer.abstain else answer.label
+        table.add_row(str(path), label, _number(answer.score), answer.release)
+    out.print(table)
+    if any(answer.abstain for answer in answers):
+        err.print("a label in brackets: the model would rather not say", style="dim")
+
+
+def _ask_server(
+    server: str, model: str | None, token: str | None, encoded: list[bytes]
+) -> list[Any]:
+    from linnet.client import Client
+
+    with Client(server, model=model, token=token) as client:
+        return list(client.predict(encoded))
+
+
+def _answer_here(release: str, workspace: Path, encoded: list[bytes]) -> list[Any]:
+    from linnet.inference.local import LocalModel
+    from linnet.release.bundle import open_release
+
+    with TemporaryDirectory(prefix="linnet-predict-") as scratch:
+        opened = open_release(release, scratch=Path(scratch), connections=_connections(workspace))
+        return list(LocalModel(opened).predict(encoded))
+
+
+def _answer_row(path: Path, answer: Any) -> dict[str, Any]:
+    return {
+        "picture": str(path),
+        "label": answer.label,
+        "score": answer.score,
+        "abstain": answer.abstain,
+        "release": answer.release,
+        "probabilities": [float(value) for value in answer.probabilities],
+    }
 
 
 def _settings(path: Path | None, overrides: Any) -> RunSettings:

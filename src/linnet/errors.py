@@ -86,6 +86,22 @@ class TrackingError(LinnetError):
     """MLflow can't be reached or refused an operation."""
 
 
+class ServerError(LinnetError):
+    """A model server failed, or answered what was not expected."""
+
+
+class ServerUnreachableError(ServerError):
+    """The model server did not answer in time, or is not there."""
+
+
+class ServerBusyError(ServerError):
+    """The model server had no room for the request in every try."""
+
+
+class RequestRefusedError(ServerError):
+    """The model server says what is wrong with the request."""
+
+
 class GateRefusedError(LinnetError):
     """The gate refused the model: nothing went wrong, and nothing was released."""
 

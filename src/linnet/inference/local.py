@@ -1,0 +1,70 @@
+"""Answers of a release on this machine: no server, the same graph and the same preprocessing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from linnet.client import Answer
+from linnet.data.preprocessing import Preprocessing, prepare_many
+from linnet.inference.session import Session
+from linnet.machine import available_cpus
+from linnet.release.bundle import Release
+
+BATCH = 32
+
+
+class LocalModel:
+    """A release, ready to answer here.
+
+    Raises:
+        GraphError: its graph can't be run.
+    """
+
+    def __init__(self, release: Release) -> None:
+        digest = release.manifest["files"][release.graph_path.name]["sha256"]
+        self.release = f"{release.model}/{release.version}"
+        self.classes = tuple(release.manifest["classes"])
+        self._preprocessing = Preprocessing.from_json(release.manifest["preprocessing"])
+        self._session = Session(release.graph_path, sha256=digest)
+
+    def predict(self, pictures: Sequence[bytes]) -> list[Answer]:
+        """Return an answer to each encoded picture, in order.
+
+        Raises:
+            PictureError: of the first picture, in order, that can't be used.
+        """
+        answers = []
+        for start in range(0, len(pictures), BATCH):
+            prepared = prepare_many(
+                pictures[start : start + BATCH], self._preprocessing, threads=available_cpus()
+            )
+            for probabilities in self._session.predict(prepared):
+                best = int(probabilities.argmax())
+                answers.append(
+                    Answer(
+                        label=self.classes[best],
+                        score=float(probabilities[best]),
+                        abstain=False,
+                        release=self.release,
+                        probabilities=probabilities,
+                    )
+                )
+        return answers
+
+
+def read_pictures(paths: Sequence[Path]) -> list[bytes]:
+    """Return the contents of picture files.
+
+    Raises:
+        SourceError: one can't be read.
+    """
+    from linnet.errors import SourceError
+
+    read = []
+    for path in paths:
+        try:
+            read.append(path.read_bytes())
+        except OSError as error:
+            raise SourceError(
+                f"{path} can't be read ({error.strerror}): give the paths of pictures"
+            ) from error
+    return read
