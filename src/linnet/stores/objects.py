@@ -479,7 +479,7 @@ def _client(connections: Connections, endpoint: str, patience: Patience) -> "Min
         )
     parts = urlsplit(endpoint)
     return Minio(
-        parts.netloc,
+        endpoint=parts.netloc,
         credentials=credentials,
         secure=parts.scheme == "https",
         region=connections.s3_region,
