@@ -1,8 +1,8 @@
 """The decorator that makes a function a pipeline step, and the images that the steps run in.
 
 The images are made by the Dockerfile, one per set of dependencies: `cpu` has no torch, `gpu` has.
-Prefix and tag are read when a pipeline is compiled (`make compile` sets them to the registry and the
-git revision); nothing is installed when a step starts.
+Prefix and tag are read when a pipeline is compiled (`make compile` sets them to the registry and
+the git revision); nothing is installed when a step starts.
 """
 
 import os

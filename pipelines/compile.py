@@ -2,7 +2,8 @@
 
     python -m pipelines.compile [FOLDER]
 
-The images' prefix and tag come from LINNET_IMAGE_PREFIX and LINNET_IMAGE_TAG (`components/step.py`).
+The images' prefix and tag come from LINNET_IMAGE_PREFIX and LINNET_IMAGE_TAG, see
+`components/step.py`.
 """
 
 import shutil

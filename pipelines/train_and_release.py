@@ -9,19 +9,19 @@ from components.ingest.component import ingest
 from components.release.component import release
 from components.train.component import train
 from pipelines import placement
-from pipelines.settings import DIGITS as RUN
+from pipelines.settings import DEFAULTS, DIGITS
 
 
 @dsl.pipeline(name="train-and-release", description=__doc__)
 def train_and_release(
-    model: str = RUN.model,
-    source: dict = RUN.section("source"),
-    ingest_settings: dict = RUN.section("ingest"),
-    train_settings: dict = RUN.section("train"),
-    export_settings: dict = RUN.section("export"),
-    evaluate_settings: dict = RUN.section("evaluate"),
-    gate_settings: dict = RUN.section("gate"),
-    release_settings: dict = RUN.section("release"),
+    model: str = DIGITS.model,
+    source: dict = DEFAULTS["source"],
+    ingest_settings: dict = DEFAULTS["ingest"],
+    train_settings: dict = DEFAULTS["train"],
+    export_settings: dict = DEFAULTS["export"],
+    evaluate_settings: dict = DEFAULTS["evaluate"],
+    gate_settings: dict = DEFAULTS["gate"],
+    release_settings: dict = DEFAULTS["release"],
     workspace: str = "/tmp/linnet",
 ) -> None:
     """Train a model on `source` and release it if the gate lets it pass."""

@@ -18,6 +18,7 @@ def ingest(
     from pathlib import Path
 
     from linnet.data.ingest import ingest
+
     from linnet.settings import IngestSettings, SourceSettings
     from linnet.stores.connections import Connections
 

@@ -100,12 +100,12 @@ def run(
         raise SettingsError(
             f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
         ) from error
-    arguments = {f"{name}_settings": settings.section(name) for name in SECTIONS}
-    arguments |= {
+    arguments: dict[str, Any] = {
         "model": settings.model,
         "source": settings.section("source"),
         "workspace": str(workspace),
     }
+    arguments |= {f"{name}_settings": settings.section(name) for name in SECTIONS}
     local.init(
         runner=_runner(runner, workspace, settings),
         pipeline_root=str(folder),
