@@ -60,7 +60,6 @@ Workspace = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Registered model's name.")]
 WORKSPACE = Path("workspace")
 
 
@@ -193,13 +192,16 @@ def evaluate(
     destination: Annotated[Path, typer.Argument(help="Folder to write the report to.")],
     settings: SettingsOption = None,
     overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
     """Measure a graph on the test split, as it will serve, and write the report."""
     from linnet.evaluation.evaluate import evaluate
+    from linnet.stores.tracking import log_report
 
     wanted = _settings(settings, overrides)
     result = evaluate(graph, dataset, destination, wanted.evaluate, model=wanted.model)
+    log_report(_connections(workspace), result)
     _show(result, as_json, _show_report)
 
 
