@@ -14,7 +14,7 @@ from linnet.data.preprocessing import Preprocessing
 from linnet.errors import EvaluationError
 from linnet.evaluation.comparison import Comparison, Incomparable, compare
 from linnet.evaluation.evaluate import SPLIT, check_same_dataset, pictures_of
-from linnet.evaluation.metrics import Scorer
+from linnet.evaluation.metrics import Scorer, label
 from linnet.evaluation.report import Check, Decision, Report, load_predictions, write
 from linnet.inference.predict import Predictions, predict_split
 from linnet.inference.session import Graph, Session
@@ -91,14 +91,14 @@ def decide(
 
 def _at_least(report: Report, name: Metric, needed: float) -> Check:
     value = report.metrics[name].value
-    words = f"{_label(name)} is {_shown(report, name)}, at least {needed:g} is needed"
-    return Check(f"minimum {name}", value is not None and value >= needed, value, needed, words)
+    words = f"{label(name)} is {_shown(report, name)}, at least {needed:g} is needed"
+    return Check(f"minimum {label(name)}", value is not None and value >= needed, value, needed, words)
 
 
 def _at_most(report: Report, name: Metric, needed: float) -> Check:
     value = report.metrics[name].value
-    words = f"{_label(name)} is {_shown(report, name)}, at most {needed:g} is allowed"
-    return Check(f"maximum {name}", value is not None and value <= needed, value, needed, words)
+    words = f"{label(name)} is {_shown(report, name)}, at most {needed:g} is allowed"
+    return Check(f"maximum {label(name)}", value is not None and value <= needed, value, needed, words)
 
 
 def _better_than_naive(report: Report, name: Metric) -> Check:
@@ -110,7 +110,7 @@ def _better_than_naive(report: Report, name: Metric) -> Check:
         side = "below" if name in LOWER_IS_BETTER else "above"
         against = f"it must be {side} the {baseline:.4f} of always answering {report.majority}"
     needed = "none" if baseline is None else baseline
-    words = f"{_label(name)} is {_shown(report, name)}, {against}"
+    words = f"{label(name)} is {_shown(report, name)}, {against}"
     return Check("better than the naive baseline", passed, value, needed, words)
 
 
@@ -165,10 +165,6 @@ def _margin(comparison: Comparison, margin: float) -> Check:
         f": a change of {change:+.4f}, and a fall of at most {margin:g} is allowed"
     )
     return Check("champion's margin", change >= -margin, change, -margin, words)
-
-
-def _label(name: Metric) -> str:
-    return name.replace("_", " ")
 
 
 def _shown(report: Report, name: Metric) -> str:

@@ -17,7 +17,7 @@ from linnet.evaluation.calibration import Floats, Labels, bin_of
 from linnet.settings import EvaluateSettings, Metric
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
-AREAS: tuple[Metric, ...] = ("roc_auc", "pr_auc")
+_ACRONYMS = {"f1": "F1", "roc": "ROC", "pr": "PR", "auc": "AUC"}
 
 # Bounds on memory and time: elements of a block of weights, and of all blocks of the areas.
 _BLOCK = 2_000_000
@@ -116,6 +116,12 @@ def per_class(labels: Labels, probabilities: Floats, classes: tuple[str, ...]) -
             )
         )
     return rows
+
+
+def label(name: Metric) -> str:
+    """Return a metric's name as a sentence has it, such as macro F1."""
+    words = (_ACRONYMS.get(word, word) for word in name.split("_"))
+    return " ".join(words)
 
 
 def confusion(labels: Labels, probabilities: Floats) -> NDArray[np.int64]:

@@ -91,7 +91,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["number"] = _number
     environment.filters["share"] = _share
-    environment.filters["words"] = lambda name: name.replace("_", " ").replace("auc", "AUC")
+    environment.filters["words"] = metrics.label
     return environment
 
 
