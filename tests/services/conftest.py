@@ -76,7 +76,7 @@ def empty_postgres() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def _postgres_template() -> Iterator[tuple[str, str]]:
     server = _postgres_server()
     for uri in _database(server, ""):
         open_client(Connections(tracking_uri=uri))
@@ -102,7 +102,8 @@ def _end_connections(server: str, uri: str) -> None:
 def _execute(server: str, statement: str) -> None:
     from sqlalchemy import create_engine, text
 
-    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    admin = server.replace("postgresql:", "postgresql+psycopg2:")
+    engine = create_engine(f"{admin}/postgres", isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()

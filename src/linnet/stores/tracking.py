@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,8 +177,9 @@ def open_client(connections: Connections) -> Any:
 
         for chatty in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        with _tables_locked(connections.tracking_uri):
-            return MlflowClient(connections.tracking_uri, registry_uri=connections.tracking_uri)
+        uri = _with_driver(connections.tracking_uri)
+        with _tables_locked(uri):
+            return MlflowClient(uri, registry_uri=uri)
 
 
 @contextmanager
@@ -188,7 +190,10 @@ def tracking_errors(connections: Connections, doing: str) -> Iterator[None]:
         TrackingError: with the address, the cause and the next move.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            # MLflow's own use of SQLAlchemy, which nobody here can put right.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     except TrackingError:
         raise
     except ImportError as error:
@@ -218,6 +223,12 @@ def _experiment_id(client: Any, connections: Connections, name: str) -> str:
         if found := client.get_experiment_by_name(name):
             return str(found.experiment_id)
         raise
+
+
+def _with_driver(uri: str) -> str:
+    """Name the PostgreSQL driver that linnet[tracking] has; SQLAlchemy's default has changed."""
+    scheme, separator, rest = uri.partition("://")
+    return f"postgresql+psycopg2{separator}{rest}" if scheme == "postgresql" else uri
 
 
 @contextmanager
