@@ -236,4 +236,4 @@ def _differing(champion: tuple[str, ...], candidate: tuple[str, ...]) -> str:
         for words, names in (("only it knows", gone), ("only the new model knows", new))
         if names
     ]
-    return "its classes differ, " + " and ".join(parts)
+    return f"its classes differ: {', and '.join(parts)}"

@@ -1,0 +1,219 @@
+"""Evaluation from a graph and a dataset to a report's folder, and what is refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from linnet.errors import EvaluationError, GraphError, StoreError
+from linnet.evaluation.evaluate import evaluate
+from linnet.evaluation.report import Report, load_predictions
+from linnet.settings import EvaluateSettings
+from tests.graphs import keep_rows, relabel
+from tests.release_parts import CLASSES, VERSION, write_dataset, write_graph
+
+SETTINGS = EvaluateSettings(bootstrap_samples=100, mistakes=2)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four test pictures of each class, three of the twelve under a wrong label."""
+    path = write_dataset(tmp_path / "dataset")
+    relabel(path, "test", {0: 1, 4: 2, 8: 0})
+    return path
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return write_graph(tmp_path / "graph", run_id="abc", temperature=2.0)
+
+
+@pytest.fixture
+def report(tmp_path: Path, graph: Path, dataset: Path) -> Path:
+    evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    return tmp_path / "report"
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_the_report_says_what_the_graph_did(report: Path) -> None:
+    found = Report.load(report)
+    assert found.metrics["accuracy"].value == 0.75
+    assert found.pictures == 12
+    assert found.confusion == ((3, 0, 1), (1, 3, 0), (0, 1, 3))
+    assert found.temperature == 2.0
+    assert found.dataset_version == VERSION
+    assert found.provenance["tracking_run_id"] == "abc"
+    assert found.majority == "blue"
+    assert found.headline().startswith("colours: 0.750 accuracy on 12 test pictures, 95% interval ")
+    assert set(found.values()) == set(found.metrics)
+
+
+def test_a_report_survives_saving_and_loading(tmp_path: Path, graph: Path, dataset: Path) -> None:
+    made = evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert Report.load(tmp_path / "report") == made
+
+
+def test_the_confusion_matrix_and_roc_curve_are_what_kfp_logs(report: Path) -> None:
+    found = Report.load(report)
+    categories, matrix = found.confusion_matrix()
+    assert categories == list(CLASSES)
+    assert [len(row) for row in matrix] == [3, 3, 3]
+    fpr, tpr, threshold = found.roc_curve()
+    assert 2 <= len(fpr) == len(tpr) == len(threshold) <= 200
+    assert np.isfinite(threshold).all()
+
+
+def test_predictions_are_a_plain_parquet_table(report: Path) -> None:
+    table = pq.read_table(report / "predictions.parquet")
+    assert table.column_names == ["key", "label", "probabilities"]
+    found = load_predictions(report)
+    assert found.probabilities.shape == (12, 3)
+    assert found.keys == table["key"].to_pylist()
+
+
+def test_the_most_confident_mistakes_are_shown_as_pictures(report: Path) -> None:
+    found = Report.load(report)
+    assert len(found.mistakes) == 2
+    assert found.mistakes[0].confidence >= found.mistakes[1].confidence
+    assert all(mistake.label != mistake.predicted for mistake in found.mistakes)
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 2
+
+
+def test_the_page_needs_no_other_file_and_no_script(report: Path) -> None:
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "0.750 accuracy on 12 test pictures" in page
+    assert not re.search(r"<script|<link|@import|src=\"(?!data:)|url\(", page)
+
+
+def test_names_from_the_data_are_escaped(tmp_path: Path, graph: Path, dataset: Path) -> None:
+    classes = ["<b>blue</b>", "green", "red"]
+    counts = {split: dict.fromkeys(classes, 4) for split in ("train", "val", "test")}
+    edit(graph / "graph.json", classes=classes)
+    edit(dataset / "dataset.json", classes=classes, counts=counts)
+    evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert "<b>blue</b>" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_test_split_of_one_class_gives_a_report_with_undefined_areas(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    keep_rows(dataset, "test", [1, 2, 3])
+    found = evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert found.metrics["roc_auc"].value is None
+    assert "roc_auc" not in found.values()
+    assert "NaN" not in (tmp_path / "report" / "report.json").read_text()
+    assert "one class only" in (tmp_path / "report" / "report.html").read_text()
+    assert Report.load(tmp_path / "report") == found
+
+
+def test_a_faultless_graph_has_no_mistakes_to_show(tmp_path: Path, graph: Path) -> None:
+    clean = write_dataset(tmp_path / "clean")
+    found = evaluate(graph, clean, tmp_path / "report", SETTINGS, model="colours")
+    assert found.mistakes == ()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "every test picture is named rightly" in page
+    assert "1.000 accuracy" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "another"}, "made from dataset version 0123456789ab"),
+        ({"classes": ["blue", "green", "teal"]}, "knows the classes blue, green, red"),
+    ],
+)
+def test_a_dataset_that_is_not_the_graphs_is_an_error(
+    tmp_path: Path, graph: Path, dataset: Path, change: dict[str, object], words: str
+) -> None:
+    edit(dataset / "dataset.json", **change)
+    with pytest.raises(EvaluationError, match=words):
+        evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_empty_test_split_is_an_error_that_names_the_setting(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    keep_rows(dataset, "test", [])
+    with pytest.raises(EvaluationError, match=r"ingest\.test_fraction"):
+        evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+
+
+def test_a_damaged_graph_is_an_error_and_leaves_nothing(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    edit(graph / "graph.json", sha256="0" * 64)
+    with pytest.raises(GraphError, match="digest"):
+        evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["dataset", "graph"]
+
+
+def test_an_empty_destination_and_an_earlier_report_are_replaced_and_nothing_else(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    destination = tmp_path / "report"
+    destination.mkdir()
+    for _ in range(2):
+        evaluate(graph, dataset, destination, SETTINGS, model="colours")
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="left alone"):
+        evaluate(graph, dataset, precious, SETTINGS, model="colours")
+    assert (precious / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"kind": "other"}', '{"kind": "linnet/report/v1"}'])
+def test_a_half_written_or_foreign_report_is_an_error(report: Path, text: str) -> None:
+    (report / "report.json").write_text(text)
+    with pytest.raises(EvaluationError, match=r"report\.json"):
+        Report.load(report)
+
+
+def test_a_folder_without_a_report_is_an_error(tmp_path: Path, report: Path) -> None:
+    with pytest.raises(EvaluationError, match="linnet evaluate"):
+        Report.load(tmp_path)
+    (report / "predictions.parquet").unlink()
+    with pytest.raises(EvaluationError, match=r"predictions\.parquet"):
+        load_predictions(report)
+
+
+def test_evaluation_and_gate_load_neither_torch_nor_kfp_nor_plotting(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from linnet.evaluation.evaluate import evaluate
+from linnet.evaluation.gate import gate
+from linnet.settings import EvaluateSettings, GateSettings
+root = Path({str(tmp_path)!r})
+parts = root / "graph", root / "dataset"
+settings = EvaluateSettings(bootstrap_samples=100)
+evaluate(*parts, root / "report", settings, model="colours")
+gate(*parts, root / "report", root / "gated", GateSettings(), champion=None)
+print(*{{"torch", "kfp", "onnx", "sklearn", "matplotlib", "mlflow"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_partial_folder_of_a_killed_run_does_no_harm(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    left = tmp_path / ".report.partial"
+    left.mkdir()
+    (left / "report.html").write_text("half")
+    evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert not left.exists()
+    shutil.rmtree(tmp_path / "report")
