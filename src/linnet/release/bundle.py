@@ -458,7 +458,7 @@ def _read_manifest(uri: str, connections: Connections | None) -> dict[str, Any]:
     for name in manifest["files"]:
         if name != Path(name).name:
             raise ReleaseError(
-                f"the manifest of {uri} names a file outside it, {name!r}: don't use it"
+                f"the manifest of {uri} names the file {name!r} outside it: {_RESTORE}"
             )
     return dict(manifest)
 
