@@ -92,13 +92,15 @@ def decide(
 def _at_least(report: Report, name: Metric, needed: float) -> Check:
     value = report.metrics[name].value
     words = f"{label(name)} is {_shown(report, name)}, at least {needed:g} is needed"
-    return Check(f"minimum {label(name)}", value is not None and value >= needed, value, needed, words)
+    passed = value is not None and value >= needed
+    return Check(f"minimum {label(name)}", passed, value, needed, words)
 
 
 def _at_most(report: Report, name: Metric, needed: float) -> Check:
     value = report.metrics[name].value
     words = f"{label(name)} is {_shown(report, name)}, at most {needed:g} is allowed"
-    return Check(f"maximum {label(name)}", value is not None and value <= needed, value, needed, words)
+    passed = value is not None and value <= needed
+    return Check(f"maximum {label(name)}", passed, value, needed, words)
 
 
 def _better_than_naive(report: Report, name: Metric) -> Check:
