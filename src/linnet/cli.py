@@ -60,6 +60,7 @@ Workspace = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Registered model's name.")]
 WORKSPACE = Path("workspace")
 
 
