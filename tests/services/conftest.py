@@ -48,6 +48,15 @@ class Bucket:
         )
 
 
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Undo what a test's connections set for MLflow and boto3."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def minio() -> Bucket:
     """Return a new bucket."""

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from linnet.stores.connections import Connections
 from linnet.stores.registry import Registry
 from linnet.stores.tracking import Tracker
 from tests.release_parts import write_dataset, write_graph, write_report
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Undo what a test's connections set for MLflow and boto3."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
