@@ -156,7 +156,7 @@ def _minio() -> str:
     try:
         subprocess.run(
             ["go", "install", MINIO_MODULE],
-            env={**os.environ, "GOBIN": str(built.parent), "GOFLAGS": "-trimpath"},
+            env={**os.environ, "GOBIN": str(built.parent)},
             cwd=FOLDER,
             check=True,
             timeout=1800,
