@@ -146,9 +146,10 @@ def _runner(runner: Runner, workspace: Path, settings: RunSettings) -> Any:
 
 @contextlib.contextmanager
 def _quiet_kfp() -> Iterator[None]:
-    """Silence kfp's doubts: our images hold the interpreter that is running already."""
+    """Silence kfp's doubts about the image's name and about requests, which count on clusters."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"kfp\.local")
+        for category in (RuntimeWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"kfp\.local")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"kfp")
         yield
 
@@ -156,7 +157,9 @@ def _quiet_kfp() -> Iterator[None]:
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
-_KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} - [A-Z]+ - |^-{20,}$|^\s*\[KFP Executor")
+_SAID = re.compile(r"\s*\[KFP Executor [^\]]*\]: (.*)")
+_EXECUTOR_ITSELF = ("Looking for component", "Loading KFP component", "Wrote executor output file")
+_INPUT_BEGINS, _INPUT_ENDS = "Got executor_input:", "    }"
 
 
 class _StepPrinter(io.TextIOBase):
@@ -167,6 +170,7 @@ class _StepPrinter(io.TextIOBase):
         self._watch = watch
         self._rest = ""
         self._started = 0.0
+        self._in_input = False
         self.step = ""
         self.lines: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -189,13 +193,28 @@ class _StepPrinter(io.TextIOBase):
             self.step, self.lines, self._started = started[1], [], time.perf_counter()
             self._watch(StepEvent("started", self.step))
         elif ended := _ENDED.search(line):
-            took = time.perf_counter() - self._started
-            self.seconds[ended[1]] = took
-            kind: Literal["finished", "failed"] = "finished" if ended[2] == "SUCCESS" else "failed"
-            self._watch(StepEvent(kind, ended[1], seconds=took))
-        elif self.step and line.strip() and not _KFP_LINE.match(line):
+            self._end(ended[1], succeeded=ended[2] == "SUCCESS")
+        elif self._in_input:
+            self._in_input = line != _INPUT_ENDS
+        elif self.step and line.strip():
+            self._said(line)
+
+    def _end(self, step: str, *, succeeded: bool) -> None:
+        took = time.perf_counter() - self._started
+        self.seconds[step] = took
+        self._watch(StepEvent("finished" if succeeded else "failed", step, seconds=took))
+        if succeeded:
+            # What kfp lists after it, the outputs, is in the log.
+            self.step = ""
+
+    def _said(self, line: str) -> None:
+        found = _SAID.match(line)
+        if found and found[1].startswith(_INPUT_BEGINS):
+            self._in_input = True
+        elif found and not found[1].startswith(_EXECUTOR_ITSELF):
+            self._watch(StepEvent("line", self.step, text=found[1]))
+        elif not found and " - INFO - " not in line:
             self.lines.append(line)
-            self._watch(StepEvent("line", self.step, text=line.strip()))
 
 
 def _own_words(lines: list[str]) -> str:
