@@ -31,8 +31,11 @@ CLAIM_S = 3600.0
 class Shelf(Protocol):
     """A root of releases. `uri` is without a trailing slash."""
 
-    store: ObjectStore
     uri: str
+
+    @property
+    def store(self) -> ObjectStore:
+        """Return where the releases' files are."""
 
     def key(self, *names: str) -> str:
         """Return the store's key of a model, a version or a file."""
