@@ -288,6 +288,62 @@ def releases(
 
 
 @app.command(rich_help_panel=RESULTS)
+def serve(
+    releases: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folder, s3://… or model@champion of each release; name=… serves it under "
+            "another name."
+        ),
+    ],
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = None,
+    rest_port: Annotated[int | None, typer.Option(help="Port of REST; 0: any. [8080]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC; 0: any. [8081]")] = None,
+    repository_api: Annotated[
+        bool, typer.Option("--repository-api", help="Let clients load and unload models.")
+    ] = False,
+    fetch_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Host that pictures may be fetched from by URL. Repeatable."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="LINNET_TOKEN", help="Bearer token or API key to ask for."),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", "-s", help="Server settings (YAML).")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, such as max_batch=16. Repeatable."),
+    ] = None,
+    workspace: Workspace = WORKSPACE,
+    json_log: Annotated[
+        bool | None,
+        typer.Option("--json-log/--text-log", help="Form of the log; JSON unless on a terminal."),
+    ] = None,
+) -> None:
+    """Serve releases over REST and gRPC (Open Inference Protocol, V2) until SIGTERM."""
+    from linnet.inference.logs import log_json
+    from linnet.inference.server import serve
+    from linnet.inference.settings import ServeSettings
+
+    given = {
+        "host": host,
+        "rest_port": rest_port,
+        "grpc_port": grpc_port,
+        "repository_api": repository_api or None,
+        "fetch_hosts": fetch_host or None,
+        "token": token or None,
+    }
+    flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    wanted = ServeSettings.load(settings, (*(overrides or ()), *flags))
+    if json_log or (json_log is None and not sys.stdout.isatty()):
+        log_json()
+    serve(releases, wanted, connections=_connections(workspace))
+
+
+@app.command(rich_help_panel=RESULTS)
 def report(
     path: Annotated[Path, typer.Argument(help="A report's, release's or run's folder.")],
     open_page: Annotated[
@@ -381,7 +437,7 @@ def _ask_server(
 
 def _answer_here(release: str, workspace: Path, encoded: list[bytes]) -> list[Any]:
     from linnet.inference.local import LocalModel
-    from linnet.release.bundle import open_release
+    from linnet.release.opening import open_release
 
     with TemporaryDirectory(prefix="linnet-predict-") as scratch:
         opened = open_release(release, scratch=Path(scratch), connections=_connections(workspace))

@@ -110,3 +110,18 @@ class GateRefusedError(LinnetError):
 
 class RunFailedError(LinnetError):
     """A step of the pipeline failed; the message carries the step's own error."""
+
+
+class RequestError(LinnetError):
+    """A request to the server can't be answered; `status` is HTTP's, `retry_after_s` a hint."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class ServeError(LinnetError):
+    """The server can't start, for example because its port is taken."""

@@ -303,13 +303,18 @@ class RunSettings(Settings):
         Raises:
             SettingsError: the file is absent or not YAML, or a key or value is wrong.
         """
-        values = {} if path is None else _read(path, list(cls.model_fields))
+        values = {} if path is None else read_yaml(path, list(cls.model_fields))
         for override in overrides:
-            _apply(values, override)
+            apply_override(values, override)
         return cls.parse(values, where="settings" if path is None else str(path))
 
 
-def _read(path: Path, sections: list[str]) -> dict[str, Any]:
+def read_yaml(path: Path, sections: list[str]) -> dict[str, Any]:
+    """Return the mapping that a settings file holds.
+
+    Raises:
+        SettingsError: the file is absent, not YAML or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -332,7 +337,12 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Put what `key=value` or `section.key=value` says into values, read as YAML.
+
+    Raises:
+        SettingsError: it is of another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(

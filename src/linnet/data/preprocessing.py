@@ -64,6 +64,11 @@ def prepare(
     return np.array(_FITS[spec.fit](image, spec.size_px))
 
 
+def prepare_pixels(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:
+    """Return what `prepare` makes of a picture that is decoded already, uint8 `[H, W, 3]`, RGB."""
+    return np.array(_FITS[spec.fit](Image.fromarray(pixels), spec.size_px))
+
+
 def prepare_many(
     encoded: Sequence[bytes], spec: Preprocessing, *, threads: int, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:

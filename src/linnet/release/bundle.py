@@ -14,15 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 import linnet
 from linnet.data.dataset import Dataset
 from linnet.errors import (
     ReleaseError,
     ReleaseExistsError,
-    StoreAbsentError,
     StoreError,
     TrackingError,
 )
@@ -31,18 +28,16 @@ from linnet.evaluation.report import MANIFEST as REPORT
 from linnet.evaluation.report import PAGE, Report, load_predictions
 from linnet.inference.predict import Predictions
 from linnet.inference.session import INPUT, MODEL, OUTPUT, GraphManifest
+from linnet.release.opening import KIND, SAMPLES, Release, open_release, read_manifest
 from linnet.release.publishing import MANIFEST, Shelf, natural, open_shelf, versions
+from linnet.release.samples import Sample, write_samples
 from linnet.settings import ReleaseSettings
 from linnet.stores.connections import Connections
-from linnet.stores.objects import FolderStore, folder_errors, open_store, sha256_of
+from linnet.stores.objects import sha256_of
 from linnet.stores.registry import RegisteredRelease, Registry
 
 logger = logging.getLogger(__name__)
 
-KIND = "linnet/release/v1"
-SAMPLES = "samples.parquet"
-
-_ALIAS = re.compile(r"(?P<model>[a-z0-9-]+)@(?P<alias>[a-z0-9_-]+)")
 _NUMBERED = re.compile(r"v(\d+)")
 
 
@@ -59,35 +54,6 @@ class Released:
     def to_json(self) -> str:
         """Return the result as JSON text."""
         return json.dumps(asdict(self), indent=1)
-
-
-@dataclass(frozen=True)
-class Release:
-    """An opened release, whole and with the digests of its manifest: `path` is a local folder."""
-
-    path: Path
-    uri: str
-    manifest: dict[str, Any]
-
-    @property
-    def model(self) -> str:
-        """Return the model's name."""
-        return str(self.manifest["model"])
-
-    @property
-    def version(self) -> str:
-        """Return the version's name."""
-        return str(self.manifest["version"])
-
-    @property
-    def graph_path(self) -> Path:
-        """Return the ONNX graph's file."""
-        return self.path / MODEL
-
-    @property
-    def samples_path(self) -> Path:
-        """Return the Parquet file of sample pictures with the graph's answers."""
-        return self.path / SAMPLES
 
 
 @dataclass(frozen=True)
@@ -145,7 +111,7 @@ def register(
         ReleaseError: there is no finished release at `uri`.
         TrackingError: MLflow can't be reached or refuses.
     """
-    manifest = manifest or _read_manifest(uri, connections)
+    manifest = manifest or read_manifest(uri, connections)
     provenance = manifest["provenance"]
     try:
         return Registry(connections).register(
@@ -164,35 +130,6 @@ def register(
             f"{uri} is released but not registered: {error}. It need not be released again: once "
             f"MLflow answers, linnet.release.bundle.register({uri!r}, connections) registers it"
         ) from error
-
-
-def open_release(
-    address: str | Path, *, scratch: Path, connections: Connections | None = None
-) -> Release:
-    """Open a release by folder, `s3://…` or `model@alias`, and check every file's digest.
-
-    A release in S3 is downloaded to `<scratch>/<model>-<version>`.
-
-    Raises:
-        ReleaseError: there is none, it is half there, or a file is not the one released.
-        StoreError: or a subclass: the store can't be reached or denies.
-        TrackingError: an alias was given, and MLflow can't be reached.
-    """
-    uri = _resolve(str(address), connections)
-    manifest = _read_manifest(uri, connections)
-    store, prefix = open_store(uri, connections)
-    if isinstance(store, FolderStore):
-        path = store.root
-    else:
-        path = scratch / f"{manifest['model']}-{manifest['version']}"
-        for name in manifest["files"]:
-            try:
-                store.download(f"{prefix}/{name}", path / name)
-            except StoreAbsentError as error:
-                raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}") from error
-        (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    _check_files(path, manifest, uri)
-    return Release(path, uri, manifest)
 
 
 @contextmanager
@@ -228,7 +165,7 @@ def list_releases(
         for version in versions(shelf, name):
             uri = f"{shelf.uri}/{name}/{version}"
             try:
-                found.append(Release(Path(uri), uri, _read_manifest(uri, connections)))
+                found.append(Release(Path(uri), uri, read_manifest(uri, connections)))
             except ReleaseError as error:
                 logger.debug("left out: %s", error)
     return found
@@ -253,14 +190,11 @@ def releases(
     if root is None:
         for uri in registered.keys() - found.keys():
             try:
-                found[uri] = _read_manifest(uri, connections)
+                found[uri] = read_manifest(uri, connections)
             except (ReleaseError, StoreError) as error:
                 logger.warning("registered, but can't be read: %s", error)
     rows = [_row(uri, manifest, registered.get(uri)) for uri, manifest in found.items()]
     return sorted(rows, key=lambda row: (row.model, natural(row.version), row.uri))
-
-
-_RESTORE = "restore it from a copy, or release the graph again under another version"
 
 
 def _row(uri: str, manifest: dict[str, Any], known: RegisteredRelease | None) -> ReleaseRow:
@@ -396,21 +330,18 @@ def _write_samples(path: Path, dataset: Dataset, report: Path, count: int) -> No
     predictions = load_predictions(report)
     chosen = sample_rows(predictions, count)
     encoded = pictures_of(dataset, (predictions.keys[row] for row in chosen))
-    keys = [predictions.keys[row] for row in chosen]
-    table = pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            "image": pa.array(
-                [{"bytes": encoded[key], "path": key} for key in keys],
-                pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-            ),
-            "label": pa.array(predictions.labels[chosen], pa.int64()),
-            "probabilities": pa.array(
-                list(predictions.probabilities[chosen]), pa.list_(pa.float32())
-            ),
-        }
+    write_samples(
+        path,
+        [
+            Sample(
+                key=predictions.keys[row],
+                encoded=encoded[predictions.keys[row]],
+                label=int(predictions.labels[row]),
+                probabilities=predictions.probabilities[row],
+            )
+            for row in chosen
+        ],
     )
-    pq.write_table(table, path)
 
 
 def sample_rows(predictions: Predictions, count: int) -> list[int]:
@@ -421,56 +352,3 @@ def sample_rows(predictions: Predictions, count: int) -> list[int]:
     by_class = [[int(row) for row in order if labels[row] == label] for label in np.unique(labels)]
     in_turn = chain.from_iterable(zip_longest(*by_class))
     return [row for row in in_turn if row is not None][:count]
-
-
-def _resolve(address: str, connections: Connections | None) -> str:
-    found = _ALIAS.fullmatch(address)
-    if found is None or connections is None:
-        return address
-    uri = Registry(connections).resolve(found["model"], found["alias"])
-    if uri is None:
-        raise ReleaseError(
-            f"no release of {found['model']} has the alias {found['alias']} in MLflow at "
-            f"{connections.tracking_shown}: `linnet releases` lists what there is"
-        )
-    return uri
-
-
-def _read_manifest(uri: str, connections: Connections | None) -> dict[str, Any]:
-    store, prefix = open_store(uri, connections)
-    try:
-        manifest = json.loads(store.read(f"{prefix}/{MANIFEST}" if prefix else MANIFEST))
-    except StoreAbsentError as error:
-        raise ReleaseError(
-            f"{uri} is not a finished release ({error}): `linnet releases` lists what there is"
-        ) from error
-    except ValueError as error:
-        raise ReleaseError(f"the manifest of {uri} is damaged ({error}): {_RESTORE}") from error
-    kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    if kind != KIND:
-        raise ReleaseError(
-            f"the manifest of {uri} is of kind {kind!r}, expected {KIND!r}: upgrade Linnet if a "
-            "newer one wrote it"
-        )
-    absent = {"model", "version", "files", "metrics", "provenance"} - manifest.keys()
-    if absent:
-        raise ReleaseError(f"the manifest of {uri} lacks {', '.join(sorted(absent))}: {_RESTORE}")
-    for name in manifest["files"]:
-        if name != Path(name).name:
-            raise ReleaseError(
-                f"the manifest of {uri} names the file {name!r} outside it: {_RESTORE}"
-            )
-    return dict(manifest)
-
-
-def _check_files(path: Path, manifest: dict[str, Any], uri: str) -> None:
-    for name, expected in manifest["files"].items():
-        if not (path / name).is_file():
-            raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}")
-        with folder_errors("read", path / name):
-            found = sha256_of(path / name)
-        if found != expected["sha256"]:
-            raise ReleaseError(
-                f"{name} of {uri} is not what was released: SHA-256 {found}, the manifest says "
-                f"{expected['sha256']}: {_RESTORE}"
-            )

@@ -1,0 +1,492 @@
+"""HTTP/1.1 on asyncio, for large bodies: the kernel writes them where they stay.
+
+Why not an ASGI server: a body reaches an ASGI application in pieces that have to be joined, and
+slow senders, large heads and half-open connections are nobody's business there. Here a body of
+known length is received into one buffer of that length, heads and bodies have deadlines, and a
+request can be refused before its body is read.
+Source: RFC 9112; parsed by llhttp (httptools).
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+import httptools
+import numpy as np
+import orjson
+
+from linnet.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+JSON: Final = "application/json"
+
+_HEAD_BUFFER = 16 << 10
+_SKIP_BUFFER = 256 << 10
+_MAX_HEAD = 32 << 10
+_MAX_HEADERS = 100
+_MAX_URL = 8 << 10
+# Complete requests that a connection may have sent ahead before we stop reading from it.
+_AHEAD = 4
+_LINGER_S = 2.0
+_SWEEP_S = 0.5
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+@dataclass(slots=True)
+class Request:
+    """One request: names of headers are in lower case, `body` is whole."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: memoryview
+    keep_alive: bool
+    received_s: float = 0.0
+    # The request's id, for the log and the answer.
+    id: str = ""
+
+    def header(self, name: str) -> str | None:
+        """Return a header by its name in lower case."""
+        return self.headers.get(name)
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer; `headers` beyond its type and length."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    headers: list[tuple[str, str]] = field(default_factory=list)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+Gate = Callable[[Request, int], Response | None]
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """What a connection may take of time (seconds) and memory (bytes)."""
+
+    max_body_bytes: int
+    bodies_bytes: int
+    max_connections: int
+    head_timeout_s: float
+    body_timeout_s: float
+    idle_timeout_s: float
+
+
+class HttpServer:
+    """Connections, and what they share.
+
+    Args:
+        handle: answers a whole request.
+        gate: looks at a request's head and its body's length (-1: unknown) before the body is read;
+            returns the refusal, or None to let it pass.
+    """
+
+    def __init__(self, handle: Handler, gate: Gate, limits: HttpLimits) -> None:
+        self.handle = handle
+        self.gate = gate
+        self.limits = limits
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.bodies_bytes = 0
+        self.head_buffer = memoryview(bytearray(_HEAD_BUFFER))
+        self.skip_buffer = memoryview(bytearray(_SKIP_BUFFER))
+        self.date = formatdate(usegmt=True)
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Start to listen and return the port.
+
+        Raises:
+            OSError: the address is taken or not ours.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self, loop), host, port, backlog=1024
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def drain(self, timeout_s: float) -> int:
+        """Stop listening, finish what was accepted, close; return how many had to be cut off."""
+        self.draining = True
+        if self._server is not None:
+            # What the kernel has accepted for us is still ours to answer.
+            await asyncio.sleep(0)
+            self._server.close()
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            for connection in list(self.connections):
+                connection.close_if_idle()
+            if not self.connections:
+                break
+            await asyncio.sleep(0.02)
+        left = len(self.connections)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        return left
+
+    async def _sweep(self) -> None:
+        """Close connections that are past their deadlines."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self.date = formatdate(usegmt=True)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.expire(now)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection: reads requests, answers them in order."""
+
+    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._requests: deque[tuple[Request, Response | None]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._deadline = time.monotonic() + server.limits.head_timeout_s
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._reading = True
+        self._lingering = False
+        self._held = 0
+        self._start_message()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take note of a new connection, or turn it away when there are too many."""
+        self._transport = transport  # type: ignore[assignment]
+        server = self._server
+        if len(server.connections) >= server.limits.max_connections:
+            self._refuse(
+                _error(503, f"{server.limits.max_connections} connections are open: try later", 1)
+            )
+        server.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Give up whatever the client no longer waits for."""
+        self._server.connections.discard(self)
+        self._transport = None
+        self._writable.set()
+        self._release(self._held)
+        self._requests.clear()
+        self._body = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        """Start no further answer while the client doesn't read."""
+        self._deadline = time.monotonic() + self._server.limits.body_timeout_s
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Go on answering."""
+        self._writable.set()
+
+    def eof_received(self) -> None:
+        """Let the connection close: who stops sending has stopped waiting, too."""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the kernel may write: the rest of the body, or the shared buffer."""
+        if self._missing:
+            if self._body is None:
+                return self._server.skip_buffer[: self._missing]
+            return self._body[self._filled : self._filled + self._missing]
+        if self._lingering:
+            return self._server.skip_buffer
+        return self._server.head_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what the kernel has written."""
+        if self._lingering:
+            return
+        if self._missing:
+            self._filled += nbytes
+            self._missing -= nbytes
+            if not self._missing:
+                self._parser = httptools.HttpRequestParser(self)
+                self.on_message_complete()
+            return
+        self._feed(self._server.head_buffer[:nbytes])
+
+    def expire(self, now: float) -> None:
+        """Close when the client has not done in time what it should."""
+        if now < self._deadline or self._transport is None:
+            return
+        if self._lingering or not self._writable.is_set():
+            self.abort()
+        elif self._task is None:
+            if self._in_message:
+                self._refuse(_error(408, "the request was not sent in time: send it faster"))
+            else:
+                self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being received or answered."""
+        if self._task is None and not self._in_message and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def on_message_begin(self) -> None:
+        """Start a request."""
+        if self._refusal is not None:
+            return
+        self._start_message()
+        self._in_message = True
+        if self._task is None:
+            self._deadline = time.monotonic() + self._server.limits.head_timeout_s
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the request's target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        if self._refusal is not None:
+            return
+        if len(self._headers) >= _MAX_HEADERS:
+            self._refusal = _error(431, f"more than {_MAX_HEADERS} headers: send fewer")
+            return
+        key = name.decode("latin-1").lower()
+        if key in self._headers:
+            self._headers[key] += ", " + value.decode("latin-1")
+        else:
+            self._headers[key] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Decide on a request by its head, and make room for its body."""
+        server, limits = self._server, self._server.limits
+        self._in_head = False
+        if self._refusal is not None:
+            return
+        length = int(self._headers.get("content-length") or 0)
+        chunked = "transfer-encoding" in self._headers
+        path, _, query = self._url.decode("latin-1").partition("?")
+        request = self._request = Request(
+            method=self._parser.get_method().decode("latin-1"),
+            path=path,
+            query=query,
+            headers=self._headers,
+            body=memoryview(b""),
+            keep_alive=self._parser.should_keep_alive(),
+        )
+        if len(self._url) > _MAX_URL:
+            self._refusal = _error(414, f"the address is longer than {_MAX_URL} bytes")
+        elif length > limits.max_body_bytes:
+            self._refusal = _error(
+                413,
+                f"the body has {length} bytes, allowed are {limits.max_body_bytes}: send less at "
+                "once",
+            )
+        if self._refusal is not None:
+            return
+        self._answer = server.gate(request, -1 if chunked else length)
+        if self._answer is None and server.bodies_bytes + length > limits.bodies_bytes:
+            self._answer = _error(
+                429, "too much is being sent at once: try again in a moment", retry_after_s=1
+            )
+        self._length = length
+        self._chunks = bytearray() if chunked else None
+        if self._answer is None and length:
+            self._hold(length)
+            # Not a bytearray: that would be filled with zeros first.
+            self._body = memoryview(np.empty(length, np.uint8))
+        if length or chunked:
+            self._deadline = time.monotonic() + limits.body_timeout_s
+            if self._headers.get("expect", "").lower() == "100-continue":
+                if self._answer is not None:
+                    self._refusal = self._answer
+                elif self._transport is not None and self._task is None:
+                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body that came with the head, or a chunk."""
+        if self._chunks is None:
+            end = self._filled + len(body)
+            if self._body is not None:
+                self._body[self._filled : end] = body
+            self._filled = end
+            return
+        most = self._server.limits.max_body_bytes
+        if self._answer is not None or self._refusal is not None:
+            self._filled += len(body)
+        elif len(self._chunks) + len(body) > most:
+            self._refusal = _error(413, f"the body has more than {most} bytes: send less at once")
+        elif self._server.bodies_bytes + len(body) > self._server.limits.bodies_bytes:
+            self._refusal = _error(429, "too much is being sent at once: try again", 1)
+        else:
+            self._hold(len(body))
+            self._chunks += body
+        if self._filled > most:
+            self._refusal = self._answer
+
+    def on_message_complete(self) -> None:
+        """Queue a whole request for its answer."""
+        request = self._request
+        self._in_message = False
+        if request is None or self._refusal is not None:
+            return
+        if self._chunks is not None:
+            request.body = memoryview(self._chunks)
+        elif self._body is not None:
+            request.body = self._body
+        request.received_s = time.perf_counter()
+        self._requests.append((request, self._answer))
+        self._start_message()
+        if self._task is None:
+            self._task = self._loop.create_task(self._respond())
+        elif len(self._requests) >= _AHEAD and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _start_message(self) -> None:
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._request: Request | None = None
+        self._answer: Response | None = None
+        self._refusal: Response | None = None
+        self._chunks: bytearray | None = None
+        self._body: memoryview | None = None
+        self._length = 0
+        self._filled = 0
+        self._missing = 0
+        self._fed = 0
+        self._in_head = True
+        self._in_message = False
+
+    def _feed(self, data: memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._length or self._chunks is not None:
+                self._refusal = _error(400, "Upgrade is not known here: send plain HTTP/1.1")
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError as error:
+            self._refuse(_error(400, f"this is not HTTP/1.1 ({error}): correct the request"))
+            return
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+            return
+        if not self._in_message:
+            return
+        self._fed += len(data)
+        if self._in_head:
+            if self._fed > _MAX_HEAD:
+                self._refuse(_error(431, f"the head is longer than {_MAX_HEAD} bytes"))
+        elif self._chunks is not None:
+            # The framing of a chunked body is bounded, too.
+            if self._fed > 8 * self._server.limits.max_body_bytes:
+                self._refuse(_error(413, "the chunks are too small: send larger ones"))
+        else:
+            # From here on the kernel writes the body itself.
+            self._missing = self._length - self._filled
+
+    async def _respond(self) -> None:
+        """Answer the queued requests in order."""
+        server = self._server
+        try:
+            while self._requests:
+                request, response = self._requests.popleft()
+                held = len(request.body)
+                if response is None:
+                    response = await server.handle(request)
+                request.body = memoryview(b"")
+                self._release(held)
+                await self._writable.wait()
+                last = not request.keep_alive or server.draining
+                self._write(response, last=last, head_only=request.method == "HEAD")
+                if last:
+                    self._linger()
+                    return
+                if not self._reading and self._transport is not None:
+                    self._reading = True
+                    self._transport.resume_reading()
+        finally:
+            self._task = None
+            limits = server.limits
+            if not self._lingering:
+                self._deadline = time.monotonic() + (
+                    limits.body_timeout_s if self._in_message else limits.idle_timeout_s
+                )
+
+    def _write(self, response: Response, *, last: bool, head_only: bool = False) -> None:
+        if self._transport is None:
+            return
+        extra = "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+        head = (
+            f"content-type: {response.content_type}\r\ncontent-length: {len(response.body)}\r\n"
+            f"date: {self._server.date}\r\n{extra}{'connection: close' if last else ''}"
+        )
+        end = b"\r\n\r\n" if last else b"\r\n"
+        body = b"" if head_only else response.body
+        self._transport.write(
+            b"".join((_STATUS_LINES[response.status], head.encode("latin-1"), end, body))
+        )
+
+    def _refuse(self, response: Response) -> None:
+        """Answer a request that can't be read to its end, and close."""
+        self._missing = 0
+        self._in_message = False
+        if self._task is not None:
+            # Answers to earlier requests are still to come and go first.
+            request = Request("", "", "", {}, memoryview(b""), keep_alive=False)
+            self._requests.append((request, response))
+            self._lingering = True
+            self._deadline = math.inf
+            return
+        self._write(response, last=True)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Send what there is and the end; read on for a moment, or a reset may overtake it."""
+        self._lingering = True
+        self._missing = 0
+        self._release(self._held)
+        self._body = None
+        self._deadline = time.monotonic() + _LINGER_S
+        if self._transport is not None and not self._transport.is_closing():
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            if not self._reading:
+                self._reading = True
+                self._transport.resume_reading()
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._server.bodies_bytes += size
+
+    def _release(self, size: int) -> None:
+        self._held -= size
+        self._server.bodies_bytes -= size
+
+
+def error_response(error: RequestError) -> Response:
+    """Return the answer that an error means."""
+    return _error(error.status, str(error), error.retry_after_s)
+
+
+def _error(status: int, message: str, retry_after_s: int | None = None) -> Response:
+    headers = [] if retry_after_s is None else [("retry-after", str(retry_after_s))]
+    return Response(status, orjson.dumps({"error": message}), headers=headers)

@@ -1,0 +1,98 @@
+"""How the server listens, batches, limits and stops."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr
+
+from linnet.data.pictures import MAX_PIXELS
+from linnet.settings import Count, Settings, apply_override, read_yaml
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
+
+
+class ServeSettings(Settings):
+    """Everything the server can be told; the defaults suit one machine and a container alike."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: every interface")
+    rest_port: Port = Field(8080, description="port of REST; 0: any free one")
+    grpc_port: Port = Field(8081, description="port of gRPC; 0: any free one")
+
+    workers: Count | None = Field(
+        None, description="threads that run the model; null: one per available CPU"
+    )
+    decode_threads: Count | None = Field(
+        None, description="threads that decode and resize; null: one per available CPU"
+    )
+    max_batch: Annotated[int, Field(ge=1, le=256)] = Field(
+        8, description="most pictures in one run of the model"
+    )
+    max_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
+        0.0,
+        description="longest wait for more pictures while some are being decoded, milliseconds; "
+        "a picture that is alone never waits",
+    )
+
+    queue_pictures: Count = Field(
+        128, description="pictures accepted and not yet answered, per model; beyond: 429"
+    )
+    pictures_per_request: Count = Field(64, description="most pictures in one request")
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
+        32 << 20, description="largest body of a request, bytes"
+    )
+    max_pixels: Count = Field(
+        min(25_000_000, MAX_PIXELS), description="largest picture, width × height"
+    )
+    bodies_bytes: Annotated[int, Field(ge=1024)] = Field(
+        256 << 20, description="all bodies being received or answered over REST together, bytes"
+    )
+    max_connections: Count = Field(1024, description="open REST connections")
+    request_timeout_s: Seconds = Field(30.0, description="longest time to answer, seconds")
+    head_timeout_s: Seconds = Field(10.0, description="longest time to send a request's head")
+    body_timeout_s: Seconds = Field(30.0, description="longest time to send a request's body")
+    idle_timeout_s: Seconds = Field(75.0, description="idle connections are closed after this")
+
+    drain_wait_s: Annotated[float, Field(ge=0.0, le=600.0)] = Field(
+        0.0,
+        description="after SIGTERM: keep accepting this long while readiness is off, so that "
+        "balancers can look elsewhere, seconds",
+    )
+    drain_timeout_s: Seconds = Field(
+        30.0, description="after that: longest time to finish accepted requests, seconds"
+    )
+
+    token: SecretStr | None = Field(
+        None, description="bearer token or API key that requests must carry; null: none"
+    )
+    repository_api: bool = Field(
+        False, description="allow loading and unloading models through the API"
+    )
+    fetch_hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts that {url: …} may name, such as images.example.org or "
+        ".example.org for all below; empty: URLs are refused",
+    )
+    fetch_private: bool = Field(
+        False, description="let those hosts be plain http and private addresses"
+    )
+    fetch_timeout_s: Seconds = Field(5.0, description="longest time to fetch a URL, seconds")
+
+    warm_up_tolerance: float = Field(
+        1e-3, gt=0.0, description="largest difference from a sample's recorded probabilities"
+    )
+    access_log: Literal["all", "errors", "none"] = Field(
+        "all", description="requests that get a line in the log"
+    )
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a YAML file of these settings (none: the defaults), apply `key=value` overrides.
+
+        Raises:
+            SettingsError: the file is absent or not YAML, or a key or value is wrong.
+        """
+        values = {} if path is None else read_yaml(path, list(cls.model_fields))
+        for override in overrides:
+            apply_override(values, override)
+        return cls.parse(values, where="server settings" if path is None else str(path))

@@ -1,0 +1,140 @@
+"""Opening releases: found by address, fetched, checked file by file. Needs no pyarrow.
+
+The server starts with this, so it imports little.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linnet.errors import ReleaseError, StoreAbsentError
+from linnet.inference.session import MODEL
+from linnet.release.publishing import MANIFEST
+from linnet.stores.connections import Connections
+from linnet.stores.objects import FolderStore, folder_errors, open_store, sha256_of
+from linnet.stores.registry import Registry
+
+KIND = "linnet/release/v1"
+SAMPLES = "samples.parquet"
+
+_ALIAS = re.compile(r"(?P<model>[a-z0-9-]+)@(?P<alias>[a-z0-9_-]+)")
+_RESTORE = "restore it from a copy, or release the graph again under another version"
+
+
+@dataclass(frozen=True)
+class Release:
+    """An opened release, whole and with the digests of its manifest: `path` is a local folder."""
+
+    path: Path
+    uri: str
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Return the model's name."""
+        return str(self.manifest["model"])
+
+    @property
+    def version(self) -> str:
+        """Return the version's name."""
+        return str(self.manifest["version"])
+
+    @property
+    def graph_path(self) -> Path:
+        """Return the ONNX graph's file."""
+        return self.path / MODEL
+
+    @property
+    def samples_path(self) -> Path:
+        """Return the Parquet file of sample pictures with the graph's answers."""
+        return self.path / SAMPLES
+
+
+def open_release(
+    address: str | Path, *, scratch: Path, connections: Connections | None = None
+) -> Release:
+    """Open a release by folder, `s3://…` or `model@alias`, and check every file's digest.
+
+    A release in S3 is downloaded to `<scratch>/<model>-<version>`.
+
+    Raises:
+        ReleaseError: there is none, it is half there, or a file is not the one released.
+        StoreError: or a subclass: the store can't be reached or denies.
+        TrackingError: an alias was given, and MLflow can't be reached.
+    """
+    uri = _resolve(str(address), connections)
+    manifest = read_manifest(uri, connections)
+    store, prefix = open_store(uri, connections)
+    if isinstance(store, FolderStore):
+        path = store.root
+    else:
+        path = scratch / f"{manifest['model']}-{manifest['version']}"
+        for name in manifest["files"]:
+            try:
+                store.download(f"{prefix}/{name}", path / name)
+            except StoreAbsentError as error:
+                raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}") from error
+        (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _check_files(path, manifest, uri)
+    return Release(path, uri, manifest)
+
+
+def _resolve(address: str, connections: Connections | None) -> str:
+    found = _ALIAS.fullmatch(address)
+    if found is None or connections is None:
+        return address
+    uri = Registry(connections).resolve(found["model"], found["alias"])
+    if uri is None:
+        raise ReleaseError(
+            f"no release of {found['model']} has the alias {found['alias']} in MLflow at "
+            f"{connections.tracking_shown}: `linnet releases` lists what there is"
+        )
+    return uri
+
+
+def read_manifest(uri: str, connections: Connections | None) -> dict[str, Any]:
+    """Return the manifest of a finished release.
+
+    Raises:
+        ReleaseError: there is none, or it is damaged or of another kind.
+        StoreError: or a subclass: the store can't be reached or denies.
+    """
+    store, prefix = open_store(uri, connections)
+    try:
+        manifest = json.loads(store.read(f"{prefix}/{MANIFEST}" if prefix else MANIFEST))
+    except StoreAbsentError as error:
+        raise ReleaseError(
+            f"{uri} is not a finished release ({error}): `linnet releases` lists what there is"
+        ) from error
+    except ValueError as error:
+        raise ReleaseError(f"the manifest of {uri} is damaged ({error}): {_RESTORE}") from error
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if kind != KIND:
+        raise ReleaseError(
+            f"the manifest of {uri} is of kind {kind!r}, expected {KIND!r}: upgrade Linnet if a "
+            "newer one wrote it"
+        )
+    absent = {"model", "version", "files", "metrics", "provenance"} - manifest.keys()
+    if absent:
+        raise ReleaseError(f"the manifest of {uri} lacks {', '.join(sorted(absent))}: {_RESTORE}")
+    for name in manifest["files"]:
+        if name != Path(name).name:
+            raise ReleaseError(
+                f"the manifest of {uri} names the file {name!r} outside it: {_RESTORE}"
+            )
+    return dict(manifest)
+
+
+def _check_files(path: Path, manifest: dict[str, Any], uri: str) -> None:
+    for name, expected in manifest["files"].items():
+        if not (path / name).is_file():
+            raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}")
+        with folder_errors("read", path / name):
+            found = sha256_of(path / name)
+        if found != expected["sha256"]:
+            raise ReleaseError(
+                f"{name} of {uri} is not what was released: SHA-256 {found}, the manifest says "
+                f"{expected['sha256']}: {_RESTORE}"
+            )
