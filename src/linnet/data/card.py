@@ -139,13 +139,13 @@ def _notes(
     if near["mode"] == "ignore":
         notes.append((True, "Near duplicates were not looked for."))
     elif near["across_splits"]:
-        done = "dropped from the less important split" if near["mode"] == "drop" else "kept"
-        notes.append(
-            (
-                True,
-                f"{near['across_splits']} near-duplicate pairs lie across official splits: {done}.",
-            )
+        done = (
+            "the one of the less important split was dropped"
+            if near["mode"] == "drop"
+            else "kept; near_duplicates: drop would take them out of training"
         )
+        told = f"{near['across_splits']} near-duplicate pairs lie across official splits"
+        notes.append((True, f"{told}: {done}."))
     else:
         notes.append((False, "No near duplicates lie across splits."))
     if near["not_compared"]:

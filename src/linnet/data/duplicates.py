@@ -23,7 +23,9 @@ _FLAT_LEVELS = 4.0
 # bits meet in one of the tables with probability 0.998, in 28 with 0.87; strangers hardly ever do.
 _TABLES = 24
 _BITS_PER_TABLE = 24
-_LARGEST_BUCKET = 256
+_NEIGHBOURS = 32
+
+Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,18 @@ def near_pairs(fingerprints: Iterable[bytes | None]) -> list[NearPair]:
     index = np.array([i for i, _ in present])
     packed = np.frombuffer(b"".join(f for _, f in present), np.uint8).reshape(-1, 32)
     words = packed.view(np.uint64)
-    found: dict[tuple[int, int], int] = {}
-    for bucket_keys in _tables(packed):
-        for first, second in _candidates(bucket_keys):
-            bits = np.bitwise_count(words[first] ^ words[second]).sum(axis=1)
-            for k in np.flatnonzero(bits <= NEAR_BITS):
-                pair = sorted((int(index[first[k]]), int(index[second[k]])))
-                found[pair[0], pair[1]] = int(bits[k])
-    return [NearPair(a, b, bits) for (a, b), bits in sorted(found.items())]
+    found = np.empty(0, np.int64)
+    for table in _tables(packed):
+        near = [found]
+        for first, second in _candidates(table):
+            close = _differing_bits(words, first, second) <= NEAR_BITS
+            # A pair as one number, so that it is quickly known again.
+            near.append(first[close] * len(words) + second[close])
+        found = np.unique(np.concatenate(near))
+    first, second = np.divmod(found, len(words))
+    bits = _differing_bits(words, first, second)
+    columns = (index[first].tolist(), index[second].tolist(), bits.tolist())
+    return [NearPair(*pair) for pair in zip(*columns, strict=True)]
 
 
 def clusters(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
@@ -110,17 +116,22 @@ def _tables(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.uint32]]:
         yield (bits * weights).sum(axis=1, dtype=np.uint32)
 
 
-def _candidates(
-    keys: NDArray[np.uint32],
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield pairs of positions with equal keys: each with the next, the one after that, and so on.
+def _candidates(table: NDArray[np.uint32]) -> Iterator[tuple[Positions, Positions]]:
+    """Yield positions with equal numbers, the lower first: next to each other, next but one etc.
 
-    A bucket larger than `_LARGEST_BUCKET` is compared only with that many neighbours.
+    In a bucket of thousands each is compared with `_NEIGHBOURS` only: others link them up.
     """
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    for step in range(1, min(_LARGEST_BUCKET, len(keys))):
+    order = np.argsort(table, kind="stable")
+    ordered = table[order]
+    for step in range(1, min(_NEIGHBOURS + 1, len(table))):
         equal = np.flatnonzero(ordered[step:] == ordered[:-step])
         if not len(equal):
             return
         yield order[equal], order[equal + step]
+
+
+def _differing_bits(
+    words: NDArray[np.uint64], first: Positions, second: Positions
+) -> NDArray[np.int64]:
+    differing: NDArray[np.int64] = np.bitwise_count(words[first] ^ words[second]).sum(axis=1)
+    return differing
