@@ -28,7 +28,8 @@ from linnet.errors import (
 
 Pictures = Sequence[bytes] | NDArray[np.uint8]
 
-INPUT = "pictures"
+PIXELS = "pictures"
+ENCODED = "encoded"
 OUTPUTS = ("label", "score", "probabilities", "abstain", "release")
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -158,6 +159,7 @@ class Client:
 class _Input:
     """The input tensor as it goes on the wire."""
 
+    name: str
     datatype: str
     shape: tuple[int, ...]
     raw: bytes
@@ -170,7 +172,7 @@ def _input(pictures: Pictures) -> _Input:
                 f"got an array of {pictures.dtype} {list(pictures.shape)}, expected uint8 "
                 "[N, H, W, 3]: RGB from 0 to 255, one picture as picture[None]"
             )
-        return _Input("UINT8", pictures.shape, pictures.tobytes())
+        return _Input(PIXELS, "UINT8", pictures.shape, pictures.tobytes())
     for number, picture in enumerate(pictures):
         if not isinstance(picture, bytes):
             raise RequestRefusedError(
@@ -178,7 +180,7 @@ def _input(pictures: Pictures) -> _Input:
                 "give path.read_bytes()"
             )
     framed = (part for picture in pictures for part in (struct.pack("<I", len(picture)), picture))
-    return _Input("BYTES", (len(pictures),), b"".join(framed))
+    return _Input(ENCODED, "BYTES", (len(pictures),), b"".join(framed))
 
 
 def _answers(outputs: Mapping[str, Any], count: int, server: str) -> list[Answer]:
@@ -294,7 +296,7 @@ class _Rest:
             {
                 "inputs": [
                     {
-                        "name": INPUT,
+                        "name": tensor.name,
                         "datatype": tensor.datatype,
                         "shape": tensor.shape,
                         "parameters": {"binary_data_size": len(tensor.raw)},
@@ -391,7 +393,7 @@ class _Grpc:
         try:
             import grpc
 
-            from linnet.inference.server import protocol
+            from linnet.inference.protocol import open_inference_pb2 as protocol
         except ImportError as error:
             raise ServerError(
                 f"{server} needs gRPC, which is not installed here: pip install 'linnet[serve]', "
@@ -435,7 +437,7 @@ class _Grpc:
             "ModelInfer",
             model_name=model,
             model_version=version or "",
-            inputs=[{"name": INPUT, "datatype": tensor.datatype, "shape": tensor.shape}],
+            inputs=[{"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}],
             outputs=[{"name": name} for name in OUTPUTS],
             raw_input_contents=[tensor.raw],
         )

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from linnet.client import Answer
 from linnet.data.preprocessing import Preprocessing, prepare_many
+from linnet.errors import SourceError
+from linnet.inference.answers import Judge
 from linnet.inference.session import Session
 from linnet.machine import available_cpus
-from linnet.release.bundle import Release
+from linnet.release.opening import Release
 
 BATCH = 32
 
@@ -22,7 +24,7 @@ class LocalModel:
     def __init__(self, release: Release) -> None:
         digest = release.manifest["files"][release.graph_path.name]["sha256"]
         self.release = f"{release.model}/{release.version}"
-        self.classes = tuple(release.manifest["classes"])
+        self._judge = Judge(release.manifest["classes"], release.manifest.get("thresholds"))
         self._preprocessing = Preprocessing.from_json(release.manifest["preprocessing"])
         self._session = Session(release.graph_path, sha256=digest)
 
@@ -37,17 +39,19 @@ class LocalModel:
             prepared = prepare_many(
                 pictures[start : start + BATCH], self._preprocessing, threads=available_cpus()
             )
-            for probabilities in self._session.predict(prepared):
-                best = int(probabilities.argmax())
-                answers.append(
-                    Answer(
-                        label=self.classes[best],
-                        score=float(probabilities[best]),
-                        abstain=False,
-                        release=self.release,
-                        probabilities=probabilities,
-                    )
+            judged = self._judge.answer(self._session.predict(prepared))
+            answers += [
+                Answer(
+                    label=self._judge.classes[best],
+                    score=float(score),
+                    abstain=bool(abstain),
+                    release=self.release,
+                    probabilities=probabilities,
                 )
+                for best, score, abstain, probabilities in zip(
+                    judged.best, judged.scores, judged.abstain, judged.probabilities, strict=True
+                )
+            ]
         return answers
 
 
@@ -57,8 +61,6 @@ def read_pictures(paths: Sequence[Path]) -> list[bytes]:
     Raises:
         SourceError: one can't be read.
     """
-    from linnet.errors import SourceError
-
     read = []
     for path in paths:
         try:
