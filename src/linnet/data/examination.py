@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from linnet.data.duplicates import fingerprint
-from linnet.data.pictures import decode_opened, describe, open_header
+from linnet.data.pictures import decode_opened, describe, open_header, verify
 from linnet.errors import PictureError
 
-# Half-toned enough to be quick, large enough for the colours and the fingerprint.
+# Small enough to be quick, large enough for the colours and the fingerprint.
 _REDUCED_PX = 64
 _LEVELS = np.arange(256) / 255.0
 _POWERS = np.stack([_LEVELS, _LEVELS**2], axis=1)
@@ -51,7 +51,7 @@ class Refused:
 def examine(path: Path, limits: Limits) -> Examined | Refused:
     """Return the facts of a picture file, or why it can't be used.
 
-    All of its data is decoded, a JPEG at a reduced scale, so that truncation is found.
+    All of its data is decoded, a JPEG at a reduced scale, so that damage is found.
     """
     try:
         encoded = path.read_bytes()
@@ -82,6 +82,8 @@ def examine_encoded(encoded: bytes, limits: Limits) -> Examined:
         )
     if info.frames > 1:
         raise PictureError("animated", f"{info.frames} frames, expected one")
+    if info.format == "PNG":
+        verify(encoded)
     reduced = decode_opened(opened, at_least_px=_REDUCED_PX, max_pixels=limits.max_pixels)
     return Examined(
         sha256=hashlib.sha256(encoded).digest(),

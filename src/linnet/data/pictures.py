@@ -72,6 +72,19 @@ def decode(
     return decode_opened(open_header(encoded), at_least_px=at_least_px, max_pixels=max_pixels)
 
 
+def verify(encoded: bytes) -> None:
+    """Check the checksums of a PNG, which decoding skips; other formats have none.
+
+    Raises:
+        PictureError: `broken`.
+    """
+    opened = open_header(encoded)
+    try:
+        opened.verify()
+    except _DECODING_ERRORS as error:
+        raise PictureError("broken", f"{opened.format}: {error}") from error
+
+
 def open_header(encoded: bytes) -> Image.Image:
     """Return a Pillow picture of which only the header has been read.
 

@@ -59,9 +59,16 @@ class Workers:
 def workers(count: int) -> Iterator[Workers]:
     """Yield `count` processes; they end with the block, on Ctrl-C, or when this process dies."""
     context = multiprocessing.get_context(_start_method())
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start)
     try:
         yield Workers(pool, count)
+    except BaseException:
+        # What they are doing is of no use any more, and may take long.
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
