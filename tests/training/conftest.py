@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +14,15 @@ from linnet.data.dataset import KIND, MANIFEST
 
 CLASSES = ("dark", "grey", "light")
 SIZES = {"train": 60, "val": 24, "test": 6}
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_cpu() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and lose much on a busy machine."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cpus)})
+    yield
+    os.sched_setaffinity(0, cpus)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler.scheduler import Scheduler
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,8 +60,8 @@ class Stage(pl.LightningModule):
         self.average = ModelEmaV3(self.learner, decay, use_warmup=True) if decay else None
         self.schedule: Scheduler | None = None
         self.losses: list[Tensor] = []
-        self.train_loss = MeanMetric()
-        self.val_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_metrics = MetricCollection(
             {
                 "val_accuracy": MulticlassAccuracy(classes, average="micro"),

@@ -76,7 +76,7 @@ class Recorder(Checkpoint):
         self.epochs_before = epochs_before
         self.tracker = tracker
         self.record = Record()
-        self._began = 0.0
+        self._began = self._learnt = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record for `last.ckpt`."""
@@ -89,6 +89,10 @@ class Recorder(Checkpoint):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._began = time.monotonic()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock of learning, which speed in pictures per second goes by."""
+        self._learnt = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch."""
@@ -110,7 +114,6 @@ class Recorder(Checkpoint):
         trainer.strategy.barrier("recorded")
 
     def _row(self, stage: Stage) -> Row:
-        seconds = time.monotonic() - self._began
         return {
             "epoch": self.epochs_before + len(self.record.history) + 1,
             "stage": stage.name,
@@ -118,8 +121,8 @@ class Recorder(Checkpoint):
             "lr": stage.learning_rate(),
             "train_loss": float(stage.train_loss.compute()),
             **stage.validation,
-            "seconds": round(seconds, 3),
-            "pictures_per_s": round(self.pictures / seconds, 1),
+            "seconds": round(time.monotonic() - self._began, 3),
+            "pictures_per_s": round(self.pictures / (self._learnt - self._began), 1),
         }
 
     def _is_best(self, metric: Monitor, row: Row) -> bool:

@@ -1,0 +1,289 @@
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from linnet.errors import (
+    CheckpointError,
+    DatasetError,
+    NetworkError,
+    StoreError,
+    StoreFullError,
+    TrainingError,
+)
+from linnet.settings import TrainSettings
+from linnet.stores.connections import Connections
+from linnet.stores.objects import folder_errors
+from linnet.stores.tracking import Tracker
+from linnet.training import TrainReport, fit
+from linnet.training.cache import check_space, write_array
+from linnet.training.checkpoint import CheckpointManifest
+from linnet.training.network import load_checkpoint
+from tests.training.conftest import CLASSES, write_dataset
+
+WHOLE = {"epochs": 4, "lr": 0.003}
+
+
+def settings(**changes: Any) -> TrainSettings:
+    values = {
+        "network": "test_resnet",
+        "weights": "none",
+        "normalisation": "dataset",
+        "size_px": 16,
+        "batch_size": 16,
+        "head": "skip",
+        "whole": WHOLE,
+        "accelerator": "cpu",
+    }
+    return TrainSettings.parse(values | changes)
+
+
+def train(dataset: Path, place: Path, **changes: Any) -> TrainReport:
+    return fit(dataset, place / "checkpoint", settings(**changes), workspace=place / "workspace")
+
+
+@pytest.fixture(scope="module")
+def place(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("trained")
+    report = train(
+        dataset, place, head={"epochs": 2, "lr": 0.01}, keep=["val_macro_f1", "val_loss"]
+    )
+    (place / "report.json").write_text(json.dumps(vars(report)))
+    return place
+
+
+def test_the_report_is_of_the_best_epoch(place: Path) -> None:
+    report = json.loads((place / "report.json").read_text())
+    best = max(float(row["val_macro_f1"]) for row in history(place))
+    assert report["metrics"]["val_macro_f1"] == best
+    assert report["epochs"] == 6
+    assert not report["resumed"]
+
+
+def test_the_networks_learn_what_tells_the_classes_apart(place: Path) -> None:
+    assert json.loads((place / "report.json").read_text())["metrics"]["val_accuracy"] > 0.8
+
+
+def test_the_history_has_a_row_per_epoch_of_both_stages(place: Path) -> None:
+    rows = history(place)
+    assert [row["stage"] for row in rows] == ["head"] * 2 + ["whole"] * 4
+    assert [row["epoch"] for row in rows] == [str(n) for n in range(1, 7)]
+    assert all(float(row["seconds"]) > 0 and float(row["lr"]) >= 0 for row in rows)
+
+
+def test_a_checkpoint_is_kept_for_each_metric(place: Path) -> None:
+    kept = sorted(path.name for path in (place / "checkpoint").iterdir())
+    assert kept == [
+        "best-val_loss.safetensors",
+        "best-val_macro_f1.safetensors",
+        "history.csv",
+        "model.json",
+        "model.safetensors",
+    ]
+
+
+def test_the_checkpoint_loads_with_torch_alone_under_timms_names(place: Path) -> None:
+    import timm
+
+    network = timm.create_model("test_resnet", num_classes=3)
+    network.load_state_dict(load_file(place / "checkpoint" / "model.safetensors"))
+
+
+def test_the_checkpoint_loads_as_a_network_and_its_manifest(place: Path) -> None:
+    network, manifest = load_checkpoint(place / "checkpoint")
+    assert manifest.classes == CLASSES
+    assert manifest.mean == (0.5, 0.5, 0.5)
+    assert manifest.preprocessing.size_px == 16
+    assert not network.training
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_the_head_stage_leaves_the_backbone_as_it_was(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "a", whole=WHOLE | {"epochs": 1})
+    weights = tmp_path / "a" / "checkpoint" / "model.safetensors"
+    for augmentation in ("none", "light"):
+        place = tmp_path / augmentation
+        head = {"epochs": 2, "lr": 0.01, "augmentation": augmentation}
+        train(dataset, place, weights=str(weights), head=head, whole="skip", average_weights=0.5)
+        before, after = load_file(weights), load_file(place / "checkpoint" / "model.safetensors")
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_features_that_cannot_be_cached_are_said_so(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = {"epochs": 1, "lr": 0.01, "augmentation": "light"}
+    with caplog.at_level(logging.INFO, "linnet"):
+        train(dataset, tmp_path, head=head, whole=WHOLE | {"epochs": 1})
+    assert "features of the frozen backbone are not cached" in caplog.text
+    assert not (tmp_path / "workspace" / "cache" / "features").exists()
+
+
+def test_training_stops_early_when_nothing_gets_better(dataset: Path, tmp_path: Path) -> None:
+    stage = {"epochs": 50, "lr": 1e-9, "patience": 2}
+    report = train(dataset, tmp_path, whole=stage, monitor="val_accuracy", keep=["val_accuracy"])
+    assert report.epochs == report.best_epoch + 2 < 50
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "poly", "tanh", "constant"])
+def test_every_schedule_sets_the_learning_rate(
+    dataset: Path, tmp_path: Path, schedule: str
+) -> None:
+    stage = {"epochs": 3, "lr": 0.01, "schedule": schedule, "warmup_epochs": 1, "optimizer": "sgd"}
+    train(dataset, tmp_path, whole=stage)
+    rates = [float(row["lr"]) for row in history(tmp_path)]
+    assert rates[0] < 0.01
+    assert (rates[1] == rates[2]) == (schedule == "constant")
+
+
+def test_a_loss_that_is_no_number_says_where_and_what_to_do(dataset: Path, tmp_path: Path) -> None:
+    stage = {"epochs": 3, "lr": 1e30, "optimizer": "sgd"}
+    with pytest.raises(
+        TrainingError, match=r"stage whole, epoch 1, step \d of 4.*lower train\.whole"
+    ):
+        train(dataset, tmp_path, whole=stage)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_an_unknown_optimizer_is_an_error_that_names_the_nearest(
+    dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="'adamww' is not one of timm's: did you mean adamw"):
+        train(dataset, tmp_path, whole=WHOLE | {"optimizer": "adamww"})
+
+
+def test_ctrl_c_comes_out_as_itself_and_the_next_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    with interrupted_at(update=7), pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    report = train(dataset, tmp_path)
+    assert report.resumed
+    assert report.epochs == 4
+
+
+def test_other_settings_begin_anew(dataset: Path, tmp_path: Path) -> None:
+    with interrupted_at(update=7), pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path)
+    assert not train(dataset, tmp_path, seed=1).resumed
+
+
+def test_loader_processes_change_nothing(dataset: Path, tmp_path: Path) -> None:
+    stage = WHOLE | {"epochs": 2, "augmentation": "strong"}
+    for workers in (0, 1):
+        train(dataset, tmp_path / str(workers), whole=stage, workers=workers)
+    alone, helped = (tmp_path / w / "checkpoint/model.safetensors" for w in ("0", "1"))
+    assert alone.read_bytes() == helped.read_bytes()
+
+
+def test_pictures_are_decoded_once_for_all_runs(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path, whole=WHOLE | {"epochs": 1})
+    (cached,) = (tmp_path / "workspace" / "cache" / "pictures").glob("*/train.npy")
+    before = cached.stat().st_mtime_ns
+    train(dataset, tmp_path, whole=WHOLE | {"epochs": 1}, seed=1)
+    assert cached.stat().st_mtime_ns == before
+    assert np.load(cached, mmap_mode="r").shape == (60, 16, 16, 3)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "thesis.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="not empty and holds no checkpoint"):
+        train(dataset, tmp_path, whole=WHOLE | {"epochs": 1})
+    assert (tmp_path / "checkpoint" / "thesis.txt").read_text() == "precious"
+
+
+def test_no_dataset_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError):
+        train(tmp_path, tmp_path)
+
+
+def test_an_empty_validation_split_is_an_error(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"train": 6, "val": 0, "test": 6})
+    with pytest.raises(TrainingError, match=r"0 val pictures.*val_fraction"):
+        train(dataset, tmp_path)
+
+
+def test_an_absent_weights_file_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="is not a file"):
+        train(dataset, tmp_path, weights=str(tmp_path / "nothing.pth"))
+
+
+def test_weights_in_s3_without_connections_say_what_to_set(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
+        train(dataset, tmp_path, weights="s3://bucket/weights.safetensors")
+
+
+def test_a_full_disk_is_found_while_writing() -> None:
+    batches = [np.zeros((1000, 100), np.uint8)]
+    with (
+        pytest.raises(StoreFullError),
+        folder_errors("write", Path("/dev/full")),
+        Path("/dev/full").open("wb") as file,
+    ):
+        write_array(file, (1000, 100), np.uint8, batches)
+
+
+def test_too_little_space_is_found_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(StoreFullError, match="free some"):
+        check_space(tmp_path, 10**18)
+
+
+def test_curves_parameters_and_the_confusion_matrix_go_to_mlflow(
+    dataset: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    connections = Connections.from_environment(workspace, {})
+    with Tracker.start(connections, experiment="digits") as tracker:
+        fit(dataset, tmp_path / "checkpoint", settings(), workspace=workspace, tracker=tracker)
+        client = tracker._client
+    run = client.get_run(tracker.run_id)
+    assert run.data.params["train.whole.epochs"] == "4"
+    assert run.data.tags["dataset_version"] == "0123456789ab"
+    assert run.data.tags["code_revision"]
+    for name in ("train_loss", "val_loss", "val_macro_f1", "lr", "epoch_seconds"):
+        assert [p.step for p in client.get_metric_history(tracker.run_id, name)] == [1, 2, 3, 4]
+    files = {file.path for file in client.list_artifacts(tracker.run_id, "training")}
+    assert files == {f"training/{n}" for n in ("confusion.json", "confusion.svg", "history.csv")}
+    assert CheckpointManifest.read(tmp_path / "checkpoint").tracking_run_id == tracker.run_id
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, linnet.training; assert not {'torch', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def history(place: Path) -> list[dict[str, str]]:
+    with (place / "checkpoint" / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@contextmanager
+def interrupted_at(*, update: int) -> Iterator[None]:
+    """Press Ctrl-C, once, before the n-th update of the weights."""
+    left = update
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = register_optimizer_step_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
