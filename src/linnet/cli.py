@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
 from linnet import __version__, launch, settings_table
 from linnet.errors import LinnetError, SettingsError
@@ -193,16 +193,13 @@ def evaluate(
     destination: Annotated[Path, typer.Argument(help="Folder to write the report to.")],
     settings: SettingsOption = None,
     overrides: Set = None,
-    workspace: Workspace = WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
     """Measure a graph on the test split, as it will serve, and write the report."""
     from linnet.evaluation.evaluate import evaluate
-    from linnet.stores.tracking import log_report
 
     wanted = _settings(settings, overrides)
     result = evaluate(graph, dataset, destination, wanted.evaluate, model=wanted.model)
-    log_report(_connections(workspace), result)
     _show(result, as_json, _show_report)
 
 
@@ -219,11 +216,15 @@ def gate(
 ) -> None:
     """Hold a report against the settings and the champion. Exits with 3 when it refuses."""
     from linnet.evaluation.gate import gate
+    from linnet.evaluation.report import PAGE, Report
     from linnet.release.bundle import open_champion
+    from linnet.stores.tracking import log_report
 
     wanted = _settings(settings, overrides)
-    with open_champion(wanted.model, _connections(workspace)) as champion:
+    connections = _connections(workspace)
+    with open_champion(wanted.model, connections) as champion:
         decision = gate(graph, dataset, report, destination, wanted.gate, champion=champion)
+    log_report(connections, Report.load(destination), destination / PAGE)
     _show(decision, as_json, _show_decision)
     if decision.decision == "refuse":
         raise typer.Exit(3)
@@ -417,7 +418,7 @@ def predict(
         rows = [_answer_row(*one) for one in zip(pictures, answers, strict=True)]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    table = Table("picture", "label", "score", "release")
+    table = Table(Column("picture", overflow="fold"), "label", "score", "release")
     for path, answer in zip(pictures, answers, strict=True):
         label = f"({answer.label})" if answer.abstain else answer.label
         table.add_row(str(path), label, _number(answer.score), answer.release)
@@ -507,7 +508,8 @@ def _watcher() -> Callable[[launch.StepEvent], None]:
         if event.kind == "started":
             err.print(f"[bold]{next(order)}  {event.step}[/bold]")
         elif event.kind == "line":
-            err.print(f"   {event.text}", style="dim", markup=False, highlight=False)
+            text = f"   {event.text}"
+            err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
         elif event.kind == "finished":
             err.print(f"   [green]done[/green] in {event.seconds:.1f} s\n")
         else:
@@ -517,22 +519,23 @@ def _watcher() -> Callable[[launch.StepEvent], None]:
 
 
 def _show_run(result: launch.RunResult) -> None:
-    from linnet.evaluation.report import Report
+    from linnet.evaluation.report import PAGE, Report
 
     _show_report(Report.load(result.report))
-    table = Table(show_header=False, box=None)
     if result.release is not None:
         aliases = " ".join(f"@{alias}" for alias in result.release["aliases"])
-        table.add_row(
-            "released", f"{result.release['model']} {result.release['version']} {aliases}"
-        )
-        table.add_row("where", str(result.release["uri"]))
-    table.add_row("report", str(result.report / "report.html"))
-    table.add_row("data card", str(result.card))
-    table.add_row("log", str(result.folder / "run.log"))
-    seconds = "  ".join(f"{step} {took:.1f}" for step, took in result.seconds.items())
-    table.add_row("seconds", seconds)
-    out.print(table)
+        _line("released", f"{result.release['model']} {result.release['version']} {aliases}")
+        _line("where", result.release["uri"])
+    _line("report", result.report / PAGE)
+    _line("data card", result.card)
+    _line("log", result.folder / "run.log")
+    _line("seconds", "  ".join(f"{step} {took:.1f}" for step, took in result.seconds.items()))
+
+
+def _line(name: str, value: object) -> None:
+    """Print a name and a value that may be copied whole: it is never cut or wrapped."""
+    out.print(f"[bold]{name:>10}[/bold]  ", end="")
+    out.print(str(value), markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_report(result: Any) -> None:
@@ -553,6 +556,10 @@ def _show_decision(decision: Any) -> None:
     out.print(table)
 
 
+# What typer makes of Ctrl-C.
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command: errors of ours as one message, their exit code, and no traceback."""
     started = time.monotonic()
@@ -562,12 +569,13 @@ def main() -> None:
         err.print("[bold red]error[/bold red]", end=" ")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        err.print(
-            f"interrupted after {time.monotonic() - started:.0f} s: nothing half written is kept, "
-            "and training goes on where it was when the same command is given again"
-        )
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            err.print(
+                f"interrupted after {time.monotonic() - started:.0f} s: nothing half written is "
+                "kept, and training goes on where it was when the same command is given again"
+            )
+        raise
 
 
 if __name__ == "__main__":
