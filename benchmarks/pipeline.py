@@ -19,6 +19,7 @@ from pathlib import Path
 from linnet.data.ingest import ingest
 from linnet.evaluation.evaluate import evaluate
 from linnet.evaluation.gate import gate
+from linnet.evaluation.report import Report
 from linnet.launch import packaged_settings
 from linnet.release.bundle import open_champion, release
 from linnet.release.export import export
@@ -36,12 +37,12 @@ with Tracker.start(connections, experiment=settings.model) as tracker:
     fit(out / "dataset", out / "checkpoint", settings.train, workspace=workspace,
         tracker=tracker, connections=connections)
 export(out / "checkpoint", out / "dataset", out / "graph", settings.export)
-report = evaluate(out / "graph", out / "dataset", out / "report", settings.evaluate,
-                  model=settings.model)
-log_report(connections, report)
+evaluate(out / "graph", out / "dataset", out / "report", settings.evaluate,
+         model=settings.model)
 with open_champion(settings.model, connections) as champion:
     decision = gate(out / "graph", out / "dataset", out / "report", out / "gated", settings.gate,
                     champion=champion)
+log_report(connections, Report.load(out / "gated"), out / "gated/report.html")
 assert decision.decision == "release"
 release(out / "graph", out / "gated", out / "dataset", model=settings.model,
         settings=settings.release, connections=connections)

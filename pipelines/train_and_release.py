@@ -34,9 +34,7 @@ def train_and_release(
         checkpoint=trained.outputs["checkpoint"], dataset=dataset, settings=export_settings
     )
     graph = exported.outputs["graph"]
-    evaluated = evaluate(
-        graph=graph, dataset=dataset, model=model, settings=evaluate_settings, workspace=workspace
-    )
+    evaluated = evaluate(graph=graph, dataset=dataset, model=model, settings=evaluate_settings)
     gated = gate(
         graph=graph,
         dataset=dataset,

@@ -11,7 +11,6 @@ def evaluate(
     dataset: dsl.Input[dsl.Dataset],
     model: str,
     settings: dict,
-    workspace: str,
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     classification: dsl.Output[dsl.ClassificationMetrics],
@@ -21,8 +20,6 @@ def evaluate(
 
     from linnet.evaluation.evaluate import evaluate
     from linnet.settings import EvaluateSettings
-    from linnet.stores.connections import Connections
-    from linnet.stores.tracking import log_report
 
     result = evaluate(
         Path(graph.path),
@@ -31,7 +28,6 @@ def evaluate(
         EvaluateSettings.parse(settings, "evaluate"),
         model=model,
     )
-    log_report(Connections.from_environment(Path(workspace)), result)
     metrics.metadata.update(result.values())
     classification.log_confusion_matrix(*result.confusion_matrix())
     classification.log_roc_curve(*result.roc_curve())

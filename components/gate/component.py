@@ -21,11 +21,14 @@ def gate(
     from pathlib import Path
 
     from linnet.evaluation.gate import gate
+    from linnet.evaluation.report import Report
     from linnet.release.bundle import open_champion
     from linnet.settings import GateSettings
     from linnet.stores.connections import Connections
+    from linnet.stores.tracking import log_report
 
-    with open_champion(model, Connections.from_environment(Path(workspace))) as champion:
+    connections = Connections.from_environment(Path(workspace))
+    with open_champion(model, connections) as champion:
         decision = gate(
             Path(graph.path),
             Path(dataset.path),
@@ -35,4 +38,5 @@ def gate(
             champion=champion,
         )
     shutil.copy(Path(gated_report.path, "report.html"), page.path)
+    log_report(connections, Report.load(Path(gated_report.path)), Path(page.path))
     return decision.decision

@@ -18,7 +18,6 @@ def ingest(
     from pathlib import Path
 
     from linnet.data.ingest import ingest
-
     from linnet.settings import IngestSettings, SourceSettings
     from linnet.stores.connections import Connections
 

@@ -91,7 +91,7 @@ def test_a_run_is_tracked_released_registered_and_opened_on_postgres_and_s3(
         tracker.metrics({"val_accuracy": 1.0}, step=2)
         tracker.artifact(note, folder="notes")
     parts = _parts(tmp_path / "parts", run_id=tracker.run_id)
-    log_report(connections, Report.load(parts.report))
+    log_report(connections, Report.load(parts.report), parts.report / "report.html")
     root = f"s3://{minio.name}/releases"
     released = parts.release(connections, root)
     assert (released.version, released.aliases) == ("v1", ("champion",))
@@ -116,7 +116,7 @@ def test_a_run_is_tracked_released_registered_and_opened_on_postgres_and_s3(
     assert run.data.metrics["test_accuracy"] == 1.0
     keys = [entry.key for entry in minio.store().entries("runs")]
     assert any(key.endswith("artifacts/notes/note.txt") for key in keys)
-    assert any(key.endswith("artifacts/report.json") for key in keys)
+    assert any(key.endswith("artifacts/report.html") for key in keys)
 
 
 def test_tables_are_made_once_when_two_begin_on_an_empty_database(

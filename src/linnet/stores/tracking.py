@@ -42,9 +42,6 @@ class MeasuredReport(Protocol):
     def values(self) -> Mapping[str, float]:
         """Return the metrics by name."""
 
-    def to_json(self) -> Mapping[str, Any]:
-        """Return what `report.json` holds."""
-
 
 @dataclass(frozen=True)
 class Tracker:
@@ -146,8 +143,8 @@ class Tracker:
             )
 
 
-def log_report(connections: Connections, report: MeasuredReport) -> None:
-    """Record a report's metrics as `test_…`, and the report, with the run that trained the model.
+def log_report(connections: Connections, report: MeasuredReport, page: Path) -> None:
+    """Record a report's metrics as `test_…`, and its page, with the run that trained the model.
 
     A graph whose training was not tracked has no such run, and nothing is recorded.
 
@@ -160,8 +157,7 @@ def log_report(connections: Connections, report: MeasuredReport) -> None:
     client = open_client(connections)
     tracker = Tracker(str(run_id), report.model, connections, client)
     tracker.metrics({f"test_{name}": value for name, value in report.values().items()})
-    with tracking_errors(connections, "store the report"):
-        client.log_dict(tracker.run_id, report.to_json(), "report.json")
+    tracker.artifact(page)
 
 
 def open_client(connections: Connections) -> Any:
