@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -17,6 +16,7 @@ from linnet.errors import RequestError
 from linnet.inference import v2
 from linnet.inference.answers import Answers
 from linnet.inference.logs import Access
+from linnet.inference.messages import Infer, read_infer
 from linnet.inference.models import Models, ServedModel
 from linnet.inference.protocol import open_inference_pb2 as pb
 from linnet.inference.rest import EXTENSIONS, check_token, describe
@@ -145,13 +145,13 @@ class GrpcServer:
         self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
-    async def model_infer(self, request: Any, context: Context) -> Message:
+    async def model_infer(self, request: Infer, context: Context) -> Message:
         """Answer pictures."""
         started = time.perf_counter()
-        model = self._models.peek(request.model_name)
+        model = self._models.peek(request.message.model_name)
         code = "OK"
         try:
-            return await self._infer(request, context)
+            return await self._infer(request.message, request.raw)
         except RequestError as error:
             code = CODES.get(error.status, grpc.StatusCode.INTERNAL).name
             raise
@@ -166,7 +166,7 @@ class GrpcServer:
             if model is not None:
                 model.metrics.finished("grpc", code, took)
             self._access.note(
-                id=request.id or uuid.uuid4().hex,
+                id=request.message.id,
                 protocol="grpc",
                 call="ModelInfer",
                 model=model,
@@ -175,17 +175,15 @@ class GrpcServer:
                 seconds=took,
             )
 
-    async def _infer(self, request: Any, context: Context) -> Message:
+    async def _infer(self, request: Any, raw: Sequence[v2.Buffer]) -> Message:
         model = self._models.find(request.model_name, request.model_version)
-        pixels, encoded = _pictures(request, self._limits)
+        pixels, encoded = _pictures(request, raw, self._limits)
         names = [output.name for output in request.outputs] or list(v2.OUTPUTS)
         v2.wanted_names(names)
         limit_s = self._settings.request_timeout_s
-        timeout_s = v2.timeout_of(
-            {key: _value(parameter) for key, parameter in request.parameters.items()}
-        )
-        if timeout_s is not None:
-            limit_s = min(limit_s, timeout_s)
+        if request.parameters:
+            parameters = {key: _value(given) for key, given in request.parameters.items()}
+            limit_s = min(limit_s, v2.timeout_of(parameters) or limit_s)
         try:
             async with asyncio.timeout(limit_s):
                 answers = await model.answer(pixels=pixels, encoded=encoded)
@@ -193,7 +191,7 @@ class GrpcServer:
             raise RequestError(
                 "no answer in time: send less at once, or try again", status=504
             ) from error
-        return _response(model, answers, names, request.id, raw=bool(request.raw_input_contents))
+        return _response(model, answers, names, request.id, raw=bool(raw))
 
     def _check_repository(self) -> None:
         if not self._settings.repository_api:
@@ -221,7 +219,9 @@ class GrpcServer:
             {
                 name: grpc.unary_unary_rpc_method_handler(
                     self._guarded(name, method),
-                    request_deserializer=_deserializer(message),
+                    request_deserializer=(
+                        read_infer if name == "ModelInfer" else _deserializer(message)
+                    ),
                     response_serializer=_serialize,
                 )
                 for name, (method, message) in calls.items()
@@ -281,13 +281,14 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _pictures(request: Any, limits: v2.Limits) -> tuple[v2.Pixels | None, list[v2.Buffer] | None]:
+def _pictures(
+    request: Any, raw: Sequence[v2.Buffer], limits: v2.Limits
+) -> tuple[v2.Pixels | None, list[v2.Buffer] | None]:
     """Return the pixels [N, H, W, 3] or the encoded pictures of a request."""
     if len(request.inputs) != 1:
         raise RequestError(f"the request has {len(request.inputs)} inputs: {v2.FORM}")
     given = request.inputs[0]
     tensor = v2.tensor_of(given.name, given.datatype, tuple(given.shape))
-    raw = request.raw_input_contents
     if not raw:
         return _from_contents(tensor, given.contents, limits)
     if len(raw) != 1:

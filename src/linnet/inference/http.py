@@ -71,7 +71,7 @@ class Response:
     headers: list[tuple[str, str]] = field(default_factory=list)
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, Response | None], Awaitable[Response]]
 Gate = Callable[[Request, int], Response | None]
 
 
@@ -91,7 +91,7 @@ class HttpServer:
     """Connections, and what they share.
 
     Args:
-        handle: answers a whole request.
+        handle: answers a whole request, or sends the gate's refusal of it.
         gate: looks at a request's head and its body's length (-1: unknown) before the body is read;
             returns the refusal, or None to let it pass.
     """
@@ -153,6 +153,29 @@ class HttpServer:
                 connection.expire(now)
 
 
+@dataclass(slots=True)
+class _Message:
+    """What is known of the request that is being received.
+
+    `answer`: it is refused, and its body skipped; `refusal`: it can't be read on. `missing`: bytes
+    of its body that the kernel still has to write, from `filled` on. `fed`: bytes the parser saw.
+    """
+
+    begun: bool = False
+    in_head: bool = True
+    url: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    request: Request | None = None
+    answer: Response | None = None
+    refusal: Response | None = None
+    body: memoryview | None = None
+    chunks: bytearray | None = None
+    length: int = 0
+    filled: int = 0
+    missing: int = 0
+    fed: int = 0
+
+
 class Connection(asyncio.BufferedProtocol):
     """One client's connection: reads requests, answers them in order."""
 
@@ -169,7 +192,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self._lingering = False
         self._held = 0
-        self._start_message()
+        self._now = _Message()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take note of a new connection, or turn it away when there are too many."""
@@ -188,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
         self._release(self._held)
         self._requests.clear()
-        self._body = None
+        self._now.body = None
         if self._task is not None:
             self._task.cancel()
 
@@ -206,10 +229,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the kernel may write: the rest of the body, or the shared buffer."""
-        if self._missing:
-            if self._body is None:
-                return self._server.skip_buffer[: self._missing]
-            return self._body[self._filled : self._filled + self._missing]
+        if self._now.missing:
+            if self._now.body is None:
+                return self._server.skip_buffer[: self._now.missing]
+            return self._now.body[self._now.filled : self._now.filled + self._now.missing]
         if self._lingering:
             return self._server.skip_buffer
         return self._server.head_buffer
@@ -218,10 +241,10 @@ class Connection(asyncio.BufferedProtocol):
         """Take what the kernel has written."""
         if self._lingering:
             return
-        if self._missing:
-            self._filled += nbytes
-            self._missing -= nbytes
-            if not self._missing:
+        if self._now.missing:
+            self._now.filled += nbytes
+            self._now.missing -= nbytes
+            if not self._now.missing:
                 self._parser = httptools.HttpRequestParser(self)
                 self.on_message_complete()
             return
@@ -234,14 +257,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._lingering or not self._writable.is_set():
             self.abort()
         elif self._task is None:
-            if self._in_message:
+            if self._now.begun:
                 self._refuse(_error(408, "the request was not sent in time: send it faster"))
             else:
                 self._transport.close()
 
     def close_if_idle(self) -> None:
         """Close unless a request is being received or answered."""
-        if self._task is None and not self._in_message and self._transport is not None:
+        if self._task is None and not self._now.begun and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -251,157 +274,146 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         """Start a request."""
-        if self._refusal is not None:
+        if self._now.refusal is not None:
             return
-        self._start_message()
-        self._in_message = True
+        self._now = _Message()
+        self._now.begun = True
         if self._task is None:
             self._deadline = time.monotonic() + self._server.limits.head_timeout_s
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the request's target."""
-        self._url += url
+        self._now.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
-        if self._refusal is not None:
+        if self._now.refusal is not None:
             return
-        if len(self._headers) >= _MAX_HEADERS:
-            self._refusal = _error(431, f"more than {_MAX_HEADERS} headers: send fewer")
+        if len(self._now.headers) >= _MAX_HEADERS:
+            self._now.refusal = _error(431, f"more than {_MAX_HEADERS} headers: send fewer")
             return
         key = name.decode("latin-1").lower()
-        if key in self._headers:
-            self._headers[key] += ", " + value.decode("latin-1")
+        if key in self._now.headers:
+            self._now.headers[key] += ", " + value.decode("latin-1")
         else:
-            self._headers[key] = value.decode("latin-1")
+            self._now.headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Decide on a request by its head, and make room for its body."""
         server, limits = self._server, self._server.limits
-        self._in_head = False
-        if self._refusal is not None:
+        self._now.in_head = False
+        if self._now.refusal is not None:
             return
-        length = int(self._headers.get("content-length") or 0)
-        chunked = "transfer-encoding" in self._headers
-        path, _, query = self._url.decode("latin-1").partition("?")
-        request = self._request = Request(
+        length = int(self._now.headers.get("content-length") or 0)
+        chunked = "transfer-encoding" in self._now.headers
+        path, _, query = self._now.url.decode("latin-1").partition("?")
+        request = self._now.request = Request(
             method=self._parser.get_method().decode("latin-1"),
             path=path,
             query=query,
-            headers=self._headers,
+            headers=self._now.headers,
             body=memoryview(b""),
             keep_alive=self._parser.should_keep_alive(),
         )
-        if len(self._url) > _MAX_URL:
-            self._refusal = _error(414, f"the address is longer than {_MAX_URL} bytes")
+        if len(self._now.url) > _MAX_URL:
+            self._now.refusal = _error(414, f"the address is longer than {_MAX_URL} bytes")
         elif length > limits.max_body_bytes:
-            self._refusal = _error(
+            self._now.refusal = _error(
                 413,
                 f"the body has {length} bytes, allowed are {limits.max_body_bytes}: send less at "
                 "once",
             )
-        if self._refusal is not None:
+        if self._now.refusal is not None:
             return
-        self._answer = server.gate(request, -1 if chunked else length)
-        if self._answer is None and server.bodies_bytes + length > limits.bodies_bytes:
-            self._answer = _error(
+        self._now.answer = server.gate(request, -1 if chunked else length)
+        if self._now.answer is None and server.bodies_bytes + length > limits.bodies_bytes:
+            self._now.answer = _error(
                 429, "too much is being sent at once: try again in a moment", retry_after_s=1
             )
-        self._length = length
-        self._chunks = bytearray() if chunked else None
-        if self._answer is None and length:
+        self._now.length = length
+        self._now.chunks = bytearray() if chunked else None
+        if self._now.answer is None and length:
             self._hold(length)
             # Not a bytearray: that would be filled with zeros first.
-            self._body = memoryview(np.empty(length, np.uint8))
+            self._now.body = np.empty(length, np.uint8).data
         if length or chunked:
             self._deadline = time.monotonic() + limits.body_timeout_s
-            if self._headers.get("expect", "").lower() == "100-continue":
-                if self._answer is not None:
-                    self._refusal = self._answer
+            if self._now.headers.get("expect", "").lower() == "100-continue":
+                if self._now.answer is not None:
+                    self._now.refusal = self._now.answer
                 elif self._transport is not None and self._task is None:
                     self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body that came with the head, or a chunk."""
-        if self._chunks is None:
-            end = self._filled + len(body)
-            if self._body is not None:
-                self._body[self._filled : end] = body
-            self._filled = end
+        if self._now.chunks is None:
+            end = self._now.filled + len(body)
+            if self._now.body is not None:
+                self._now.body[self._now.filled : end] = body
+            self._now.filled = end
             return
         most = self._server.limits.max_body_bytes
-        if self._answer is not None or self._refusal is not None:
-            self._filled += len(body)
-        elif len(self._chunks) + len(body) > most:
-            self._refusal = _error(413, f"the body has more than {most} bytes: send less at once")
+        if self._now.answer is not None or self._now.refusal is not None:
+            self._now.filled += len(body)
+        elif len(self._now.chunks) + len(body) > most:
+            self._now.refusal = _error(
+                413, f"the body has more than {most} bytes: send less at once"
+            )
         elif self._server.bodies_bytes + len(body) > self._server.limits.bodies_bytes:
-            self._refusal = _error(429, "too much is being sent at once: try again", 1)
+            self._now.refusal = _error(429, "too much is being sent at once: try again", 1)
         else:
             self._hold(len(body))
-            self._chunks += body
-        if self._filled > most:
-            self._refusal = self._answer
+            self._now.chunks += body
+        if self._now.filled > most:
+            self._now.refusal = self._now.answer
 
     def on_message_complete(self) -> None:
         """Queue a whole request for its answer."""
-        request = self._request
-        self._in_message = False
-        if request is None or self._refusal is not None:
+        request = self._now.request
+        self._now.begun = False
+        if request is None or self._now.refusal is not None:
             return
-        if self._chunks is not None:
-            request.body = memoryview(self._chunks)
-        elif self._body is not None:
-            request.body = self._body
+        if self._now.chunks is not None:
+            request.body = memoryview(self._now.chunks)
+        elif self._now.filled < self._now.length:
+            self._now.refusal = _error(400, "Upgrade is not known here: send plain HTTP/1.1")
+            return
+        elif self._now.body is not None:
+            request.body = self._now.body
         request.received_s = time.perf_counter()
-        self._requests.append((request, self._answer))
-        self._start_message()
+        self._requests.append((request, self._now.answer))
+        self._now = _Message()
         if self._task is None:
             self._task = self._loop.create_task(self._respond())
         elif len(self._requests) >= _AHEAD and self._reading and self._transport is not None:
             self._reading = False
             self._transport.pause_reading()
 
-    def _start_message(self) -> None:
-        self._url = b""
-        self._headers: dict[str, str] = {}
-        self._request: Request | None = None
-        self._answer: Response | None = None
-        self._refusal: Response | None = None
-        self._chunks: bytearray | None = None
-        self._body: memoryview | None = None
-        self._length = 0
-        self._filled = 0
-        self._missing = 0
-        self._fed = 0
-        self._in_head = True
-        self._in_message = False
-
     def _feed(self, data: memoryview) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            if self._length or self._chunks is not None:
-                self._refusal = _error(400, "Upgrade is not known here: send plain HTTP/1.1")
+            # HTTP/1.1 it stays: whoever asked for an upgrade can do without.
             self._parser = httptools.HttpRequestParser(self)
         except httptools.HttpParserError as error:
             self._refuse(_error(400, f"this is not HTTP/1.1 ({error}): correct the request"))
             return
-        if self._refusal is not None:
-            self._refuse(self._refusal)
+        if self._now.refusal is not None:
+            self._refuse(self._now.refusal)
             return
-        if not self._in_message:
+        if not self._now.begun:
             return
-        self._fed += len(data)
-        if self._in_head:
-            if self._fed > _MAX_HEAD:
+        self._now.fed += len(data)
+        if self._now.in_head:
+            if self._now.fed > _MAX_HEAD:
                 self._refuse(_error(431, f"the head is longer than {_MAX_HEAD} bytes"))
-        elif self._chunks is not None:
+        elif self._now.chunks is not None:
             # The framing of a chunked body is bounded, too.
-            if self._fed > 8 * self._server.limits.max_body_bytes:
+            if self._now.fed > 8 * self._server.limits.max_body_bytes:
                 self._refuse(_error(413, "the chunks are too small: send larger ones"))
         else:
             # From here on the kernel writes the body itself.
-            self._missing = self._length - self._filled
+            self._now.missing = self._now.length - self._now.filled
 
     async def _respond(self) -> None:
         """Answer the queued requests in order."""
@@ -410,8 +422,7 @@ class Connection(asyncio.BufferedProtocol):
             while self._requests:
                 request, response = self._requests.popleft()
                 held = len(request.body)
-                if response is None:
-                    response = await server.handle(request)
+                response = await server.handle(request, response)
                 request.body = memoryview(b"")
                 self._release(held)
                 await self._writable.wait()
@@ -428,7 +439,7 @@ class Connection(asyncio.BufferedProtocol):
             limits = server.limits
             if not self._lingering:
                 self._deadline = time.monotonic() + (
-                    limits.body_timeout_s if self._in_message else limits.idle_timeout_s
+                    limits.body_timeout_s if self._now.begun else limits.idle_timeout_s
                 )
 
     def _write(self, response: Response, *, last: bool, head_only: bool = False) -> None:
@@ -447,8 +458,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, response: Response) -> None:
         """Answer a request that can't be read to its end, and close."""
-        self._missing = 0
-        self._in_message = False
+        self._now.missing = 0
+        self._now.begun = False
         if self._task is not None:
             # Answers to earlier requests are still to come and go first.
             request = Request("", "", "", {}, memoryview(b""), keep_alive=False)
@@ -462,9 +473,9 @@ class Connection(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Send what there is and the end; read on for a moment, or a reset may overtake it."""
         self._lingering = True
-        self._missing = 0
+        self._now.missing = 0
         self._release(self._held)
-        self._body = None
+        self._now.body = None
         self._deadline = time.monotonic() + _LINGER_S
         if self._transport is not None and not self._transport.is_closing():
             if self._transport.can_write_eof():

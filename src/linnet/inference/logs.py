@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import uuid
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -51,7 +52,7 @@ class Access:
         if not (self._all or (failed and self._errors)):
             return
         fields = {
-            "request_id": id,
+            "request_id": id or uuid.uuid4().hex,
             "protocol": protocol,
             "code": code,
             "milliseconds": round(seconds * 1000, 2),

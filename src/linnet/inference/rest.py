@@ -5,7 +5,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 OCTETS = "application/octet-stream"
 JSON_LENGTH = "inference-header-content-length"
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
-
-Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Rest:
@@ -57,20 +55,19 @@ class Rest:
                     "compressed bodies are not read: send it without Content-Encoding", status=415
                 )
             if model is not None and (refusal := model.full()) is not None:
-                model.metrics.finished("rest", str(refusal.status), 0.0)
                 raise refusal
         except RequestError as error:
             return error_response(error)
         return None
 
-    async def handle(self, request: Request) -> Response:
-        """Answer a request; every error becomes an answer."""
+    async def handle(self, request: Request, refusal: Response | None = None) -> Response:
+        """Answer a request, or pass on the gate's refusal; every error becomes an answer."""
         request.id = _request_id(request)
         model: ServedModel | None = None
         try:
             model = self._asked_for(request)
             async with asyncio.timeout(self._settings.request_timeout_s):
-                response = await self._route(request)
+                response = refusal or await self._route(request)
         except RequestError as error:
             response = error_response(error)
         except TimeoutError:

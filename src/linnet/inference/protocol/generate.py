@@ -13,7 +13,7 @@ NAME = "open_inference"
 
 def main() -> int:
     """Generate, make the pool private, and return protoc's exit code."""
-    from grpc_tools import protoc  # type: ignore[import-untyped]
+    from grpc_tools import protoc
 
     failed: int = protoc.main(
         ["", f"-I{HERE}", f"--python_out={HERE}", f"--pyi_out={HERE}", f"{HERE / NAME}.proto"]
