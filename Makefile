@@ -7,10 +7,11 @@ IMAGE_TAG ?= $(REVISION)
 BASE_IMAGE ?= python:3.11-slim-bookworm
 SETTINGS ?=
 PYTEST ?=
+ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test check format compile package images services services-down \
-	bench clean
+	bench bench-serving clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,9 @@ services-down: ## Stop them
 
 bench: setup ## Measure the speed claims; each prints ratios of one run
 	for benchmark in ingest training pipeline; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
+
+bench-serving: setup ## Measure the server against the limit and five others (ARGS=--quick)
+	$(RUN) python -m benchmarks.serving $(ARGS)
 
 clean: ## Remove what was built; workspaces stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -53,8 +53,14 @@ class Peer:
 _FASTAPI = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0")
 PEERS = {
     "kserve": Peer(("kserve==0.21.0",), ("-m", "benchmarks.peers.kserve_app")),
-    "mlserver": Peer(("mlserver==1.7.1",), ("-m", "benchmarks.peers.mlserver_app")),
-    "litserve": Peer(("litserve==0.2.19",), ("-m", "benchmarks.peers.litserve_app")),
+    "mlserver": Peer(
+        # Its workers rely on a default event loop, which uvloop 0.22 no longer makes.
+        ("mlserver==1.7.1", "uvloop<0.22"),
+        ("-m", "benchmarks.peers.mlserver_app"),
+    ),
+    "litserve": Peer(
+        ("litserve==0.2.19", "python-multipart"), ("-m", "benchmarks.peers.litserve_app")
+    ),
     "bentoml": Peer(
         ("bentoml==1.4.39",),
         ("-m", "bentoml", "serve", "benchmarks.peers.bentoml_app:Flowers", "--host", "127.0.0.1"),

@@ -40,6 +40,7 @@ def main() -> None:
         "grpc_port": int(os.environ["GRPC_PORT"]),
         "metrics_port": int(os.environ["METRICS_PORT"]),
         "parallel_workers": os.cpu_count(),
+        "metrics_dir": str(folder / "metrics"),
         "debug": False,
     }
     model = {
