@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from linnet.errors import ReleaseError, ReleaseExistsError, StoreFullError
@@ -21,6 +20,7 @@ from linnet.release.bundle import (
     release,
     sample_rows,
 )
+from linnet.release.samples import read_samples
 from linnet.settings import GateSettings, ReleaseSettings
 from linnet.stores.objects import sha256_of
 from tests.release_parts import write_dataset, write_graph, write_report
@@ -58,7 +58,7 @@ def test_a_release_holds_the_graph_its_report_samples_and_a_manifest(
         "model.onnx",
         "report.json",
         "report.html",
-        "samples.parquet",
+        "samples.json",
         "release.json",
     }
     manifest = json.loads((folder / "release.json").read_text())
@@ -80,12 +80,12 @@ def test_samples_are_of_every_class_with_the_graphs_own_answers(
     from linnet.data.preprocessing import Preprocessing, prepare
 
     opened = open_release(_release(parts, tmp_path, sample_pictures=6).uri, scratch=tmp_path)
-    rows = pq.read_table(opened.samples_path).to_pylist()
-    assert [row["label"] for row in rows] == [0, 1, 2, 0, 1, 2]
+    samples = read_samples(opened.samples_path)
+    assert [sample.label for sample in samples] == [0, 1, 2, 0, 1, 2]
     spec = Preprocessing.from_json(opened.manifest["preprocessing"])
-    pictures = np.stack([prepare(row["image"]["bytes"], spec) for row in rows])
+    pictures = np.stack([prepare(sample.encoded, spec) for sample in samples])
     answers = Session(opened.graph_path).predict(pictures)
-    np.testing.assert_allclose(answers, [row["probabilities"] for row in rows], atol=1e-6)
+    np.testing.assert_allclose(answers, [sample.probabilities for sample in samples], atol=1e-6)
 
 
 def test_samples_take_the_classes_in_turn_and_right_answers_first() -> None:
@@ -177,8 +177,8 @@ def test_an_altered_file_is_refused_with_both_digests(parts: Path, tmp_path: Pat
 
 def test_a_missing_file_is_named(parts: Path, tmp_path: Path) -> None:
     folder = Path(_release(parts, tmp_path).uri)
-    (folder / "samples.parquet").unlink()
-    with pytest.raises(ReleaseError, match=r"incomplete, samples.parquet is gone"):
+    (folder / "samples.json").unlink()
+    with pytest.raises(ReleaseError, match=r"incomplete, samples.json is gone"):
         open_release(folder, scratch=tmp_path)
 
 

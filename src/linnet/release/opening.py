@@ -1,6 +1,6 @@
-"""Opening releases: found by address, fetched, checked file by file. Needs no pyarrow.
+"""Opening releases: found by address, fetched, checked file by file.
 
-The server starts with this, so it imports little.
+Servers start with this, so it imports no torch and no pyarrow.
 """
 
 import json
@@ -17,7 +17,7 @@ from linnet.stores.objects import FolderStore, folder_errors, open_store, sha256
 from linnet.stores.registry import Registry
 
 KIND = "linnet/release/v1"
-SAMPLES = "samples.parquet"
+SAMPLES = "samples.json"
 
 _ALIAS = re.compile(r"(?P<model>[a-z0-9-]+)@(?P<alias>[a-z0-9_-]+)")
 _RESTORE = "restore it from a copy, or release the graph again under another version"
@@ -48,7 +48,7 @@ class Release:
 
     @property
     def samples_path(self) -> Path:
-        """Return the Parquet file of sample pictures with the graph's answers."""
+        """Return the file of sample pictures with the graph's answers."""
         return self.path / SAMPLES
 
 
@@ -85,7 +85,13 @@ def _resolve(address: str, connections: Connections | None) -> str:
     found = _ALIAS.fullmatch(address)
     if found is None or connections is None:
         return address
-    uri = Registry(connections).resolve(found["model"], found["alias"])
+    try:
+        uri = Registry(connections).resolve(found["model"], found["alias"])
+    except ModuleNotFoundError as error:
+        raise ReleaseError(
+            f"{address} is looked up in MLflow, which is not installed here: give the release's "
+            "folder or s3://… address, or pip install 'linnet[tracking]'"
+        ) from error
     if uri is None:
         raise ReleaseError(
             f"no release of {found['model']} has the alias {found['alias']} in MLflow at "
