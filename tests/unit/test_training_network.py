@@ -132,3 +132,12 @@ def saved(tensors: dict[str, torch.Tensor], path: Path) -> Path:
     else:
         torch.save(tensors, path)
     return path
+
+
+@pytest.mark.parametrize("network", ["mobilenetv2_100", "resnet18", "test_vit"])
+def test_a_new_classifier_begins_undecided(network: str) -> None:
+    built = build(network, 2).eval()
+    features = torch.full((4, built.num_features), 1.0)
+    logits = built.get_classifier()(features)
+    assert logits.abs().max() < 2
+    assert not built.get_classifier().bias.any()

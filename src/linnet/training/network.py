@@ -86,11 +86,27 @@ def build(
     fixed = getattr(timm.get_pretrained_cfg(network), "fixed_input_size", False)
     sized = {"img_size": size_px} if fixed and size_px is not None else {}
     if weights == "hub":
-        return _from_hub(network, classes, {**options, **sized})
+        built = _from_hub(network, classes, {**options, **sized})
+        start_undecided(built)
+        return built
     built = _create(network, classes, {**options, **sized})
+    start_undecided(built)
     if weights != "none":
         load_weights(built, Path(weights), network)
     return built
+
+
+def start_undecided(network: nn.Module) -> None:
+    """Give a new classifier small weights, so that it begins near equal probabilities.
+
+    Some of timm's networks draw them by the number of classes alone: with two classes and 1,280
+    features a first loss of 7 instead of 0.7, which a frozen backbone's head hardly recovers from.
+    """
+    for layer in _timm(network).get_classifier().modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def check_name(network: str) -> None:
