@@ -102,11 +102,13 @@ def start_undecided(network: nn.Module) -> None:
     Some of timm's networks draw them by the number of classes alone: with two classes and 1,280
     features a first loss of 7 instead of 0.7, which a frozen backbone's head hardly recovers from.
     """
-    for layer in _timm(network).get_classifier().modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    found = _timm(network).get_classifier()
+    for head in found if isinstance(found, tuple | list) else (found,):
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def check_name(network: str) -> None:
