@@ -9,24 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
+
+from tests.shades import TRAIN, write_shades
 
 LINNET = str(Path(sys.executable).with_name("linnet"))
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of noisy pictures, dark and bright: 40 each, easy to tell apart."""
     folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(1)
-    for label, level in (("dark", 60), ("bright", 190)):
-        (folder / label).mkdir()
-        for number in range(40):
-            pixels = random.normal(level, 25, (40, 48, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    write_shades(folder, each=40)
     return folder
 
 
@@ -37,15 +31,7 @@ def settings(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": "shades",
         "source": {"uri": str(pictures)},
         "ingest": {"near_duplicates": "ignore"},
-        "train": {
-            "network": "test_resnet",
-            "weights": "none",
-            "normalisation": "dataset",
-            "size_px": 32,
-            "batch_size": 16,
-            "head": "skip",
-            "whole": {"epochs": 3, "lr": 0.003},
-        },
+        "train": TRAIN,
         "gate": {"minimum": {"accuracy": 0.8}},
     }
     file.write_text(yaml.safe_dump(values))
