@@ -1,6 +1,8 @@
 # The images that pipeline steps run in, one per set of dependencies:
 #   cpu   ingest, evaluate, gate, release: no torch
 #   gpu   train, export: torch with CUDA; runs on a CPU as well
+# and the server's:
+#   serving   REST on 8080, gRPC on 8081: no torch, no pyarrow
 # Build: make images
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -22,6 +24,22 @@ ENV PATH=/opt/linnet/bin:$PATH \
 RUN useradd --uid 10001 --no-create-home linnet
 USER 10001
 WORKDIR /tmp
+
+FROM build AS build-serving
+ENV EXTRAS="--extra serve"
+RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project ${EXTRAS}
+ARG REVISION
+COPY README.md LICENSE ./
+COPY src src
+RUN echo "${REVISION}" > src/linnet/REVISION \
+    && /opt/uv/bin/uv sync --locked --no-default-groups --no-editable ${EXTRAS}
+
+FROM runtime AS serving
+COPY --from=build-serving /opt/linnet /opt/linnet
+WORKDIR /srv
+COPY serving/__init__.py serving/__main__.py serving/
+EXPOSE 8080 8081
+ENTRYPOINT ["python", "-m", "serving"]
 
 FROM build AS build-cpu
 ENV EXTRAS="--extra evaluate --extra tracking --extra pipelines"

@@ -10,7 +10,7 @@ PYTEST ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help uv setup run test check format compile package images services services-down \
+.PHONY: help uv setup run test check format compile package protocol images services services-down \
 	bench bench-serving clean
 
 help: ## Show this list
@@ -45,8 +45,11 @@ compile: setup ## Compile the pipelines for a cluster to build/pipelines, images
 package: setup ## Compile the pipelines that are shipped inside the library
 	$(RUN) python -m pipelines.compile src/linnet/packaged
 
-images: ## Build the step images, tagged with this revision (IMAGE_PREFIX, IMAGE_TAG, BASE_IMAGE)
-	for target in cpu gpu; do \
+protocol: setup ## Generate the Python classes of the gRPC messages
+	$(RUN) python -m linnet.inference.protocol.generate
+
+images: ## Build the step images and the server's, tagged with this revision (IMAGE_PREFIX, IMAGE_TAG, BASE_IMAGE)
+	for target in cpu gpu serving; do \
 		docker build --network host --target $$target --build-arg REVISION=$(REVISION) \
 			--build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) . \
 		|| exit 1; \

@@ -1,4 +1,4 @@
-"""Imports point one way: pipelines → components → linnet, and no step loads more than it needs."""
+"""Imports point one way: pipelines → components → linnet ← serving, and no step loads more than it needs."""
 
 import ast
 import subprocess
@@ -12,6 +12,7 @@ ALLOWED = {
     "src/linnet": {"linnet"},
     "components": {"components", "linnet"},
     "pipelines": {"pipelines", "components", "linnet"},
+    "serving": {"serving", "linnet"},
 }
 OURS = {"linnet", "components", "pipelines", "serving", "tests", "benchmarks"}
 
@@ -42,6 +43,16 @@ def test_imports_point_one_way(place: str) -> None:
 def test_only_launch_knows_kfp() -> None:
     files = sorted((ROOT / "src/linnet").rglob("*.py"))
     assert [file.name for file in files if "kfp" in imported(file)] == ["launch.py"]
+
+
+def test_the_server_starts_without_what_its_image_lacks() -> None:
+    program = (
+        "import sys\n"
+        "lacking = ('torch', 'pyarrow', 'sklearn', 'matplotlib', 'mlflow', 'kfp')\n"
+        "sys.modules.update(dict.fromkeys(lacking))\n"
+        "import linnet.inference.server, serving.__main__\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ CODES: Final = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _OPEN: Final = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+_TYPED: Final = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 _CONTENTS: Final = {
     "label": "bytes_contents",
     "score": "fp32_contents",
@@ -98,7 +99,7 @@ class GrpcServer:
 
     async def model_ready(self, request: Any, context: Context) -> Message:
         """Return whether one model answers."""
-        self._models.find(request.name, request.version)
+        self._models.find(request.name, request.version or None)
         return pb.ModelReadyResponse(ready=not self.draining)
 
     async def server_metadata(self, request: Any, context: Context) -> Message:
@@ -107,7 +108,7 @@ class GrpcServer:
 
     async def model_metadata(self, request: Any, context: Context) -> Message:
         """Return a model's inputs and outputs."""
-        values = describe(self._models.find(request.name, request.version))
+        values = describe(self._models.find(request.name, request.version or None))
         properties = values["properties"]
         return pb.ModelMetadataResponse(
             name=values["name"],
@@ -176,7 +177,7 @@ class GrpcServer:
             )
 
     async def _infer(self, request: Any, raw: Sequence[v2.Buffer]) -> Message:
-        model = self._models.find(request.model_name, request.model_version)
+        model = self._models.find(request.model_name, request.model_version or None)
         pixels, encoded = _pictures(request, raw, self._limits)
         names = [output.name for output in request.outputs] or list(v2.OUTPUTS)
         v2.wanted_names(names)
@@ -307,6 +308,13 @@ def _pictures(
 def _from_contents(
     tensor: v2.Tensor, contents: Any, limits: v2.Limits
 ) -> tuple[v2.Pixels | None, list[v2.Buffer] | None]:
+    wanted = _TYPED[tensor.datatype]
+    others = [name.name for name, _ in contents.ListFields() if name.name != wanted]
+    if others:
+        raise RequestError(
+            f"input {tensor.name!r} of datatype {tensor.datatype} has {', '.join(others)}: send "
+            f"{wanted}, or raw_input_contents"
+        )
     if tensor.datatype == "BYTES":
         v2.check_encoded(tensor, limits)
         encoded = list(contents.bytes_contents)

@@ -253,7 +253,7 @@ class Models:
             raise RequestError(
                 f"{name} is still loading: try again in a moment", status=503, retry_after_s=1
             )
-        if version and version != entry.model.version:
+        if version is not None and version != entry.model.version:
             raise RequestError(
                 f"{name} has no version {_short(version)}: served is {entry.model.version}",
                 status=404,

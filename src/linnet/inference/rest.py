@@ -153,23 +153,7 @@ class Rest:
 
     async def _infer(self, request: Request, name: str, version: str | None) -> Response:
         model = self._models.find(name, version)
-        length = request.headers.get(JSON_LENGTH)
-        if length is None:
-            content_type = _content_type(request)
-            if content_type == OCTETS:
-                raise RequestError(
-                    f"the body is {OCTETS}, and there is no Inference-Header-Content-Length: set "
-                    "it to the length of the JSON in front, or post a bare picture to "
-                    f"/predict/{name}",
-                )
-        elif not length.isascii() or not length.isdigit() or len(length) > 10:
-            raise RequestError(
-                f"Inference-Header-Content-Length is {length[:40]!r}, expected the length of the "
-                "JSON in bytes"
-            )
-        parsed = v2.parse_request(
-            request.body, None if length is None else int(length), self._limits
-        )
+        parsed = v2.parse_request(request.body, _json_bytes(request), self._limits)
         answers = await _in_time(
             model.answer(pixels=parsed.pixels, encoded=parsed.encoded), parsed.timeout_s
         )
@@ -210,11 +194,13 @@ class Rest:
 
     async def _predict_v1(self, request: Request, name: str) -> Response:
         model = self._models.find(name)
+        _check_json(request)
         pixels, encoded = v1.parse_request(v2.parse_json(request.body), self._limits)
         answers = await model.answer(pixels=pixels, encoded=encoded)
         return _json({"predictions": v1.predictions(answers, model.classes)})
 
     def _index(self, request: Request) -> Response:
+        _check_json(request)
         values = v2.parse_json(request.body) if len(request.body) else {}
         only_ready = values.get("ready") is True
         return _json(
@@ -299,6 +285,41 @@ def _json(value: Any, status: int = 200) -> Response:
 
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _json_bytes(request: Request) -> int | None:
+    """Return the length of the JSON in front of binary tensors, None where all is JSON."""
+    length = request.headers.get(JSON_LENGTH)
+    if length is None:
+        if _content_type(request) == OCTETS:
+            raise RequestError(
+                f"the body is {OCTETS}, and there is no Inference-Header-Content-Length: set it to "
+                "the length of the JSON in front, or post a bare picture to /predict/<model>"
+            )
+        _check_json(request)
+        return None
+    if not length.isascii() or not length.isdigit() or len(length) > 10:
+        raise RequestError(
+            f"Inference-Header-Content-Length is {length[:40]!r}, expected the length of the JSON "
+            "in bytes"
+        )
+    if _content_type(request) not in (OCTETS, JSON, ""):
+        raise _not_read(request, f"{OCTETS} with binary tensors")
+    return int(length)
+
+
+def _check_json(request: Request) -> None:
+    if _content_type(request) not in (JSON, ""):
+        raise _not_read(request, JSON)
+
+
+def _not_read(request: Request, wanted: str) -> RequestError:
+    found = request.headers.get("content-type", "")[:80]
+    return RequestError(
+        f"the body's Content-Type is {found!r}: send {wanted} (with curl: -H 'Content-Type: "
+        f"{wanted.split()[0]}')",
+        status=415,
+    )
 
 
 def _request_id(request: Request) -> str:

@@ -1,0 +1,1 @@
+"""The serving container: its entry point, and the manifests that tell KServe about it."""
