@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from linnet.training.checkpoint import WEIGHTS, CheckpointManifest
 Three = tuple[float, float, float]
 
 _LISTED = 3
+
+# timm names every file that it loads; what failed to load is an error here anyway.
+logging.getLogger("timm").setLevel(logging.WARNING)
 
 
 class Classifier(nn.Module):
