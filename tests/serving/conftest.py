@@ -21,7 +21,7 @@ from tests.serving.photographs import forms, photographs
 from tests.serving.tiny_release import write_release
 
 LINNET = Path(sys.executable).with_name("linnet")
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 
 
 def free_port() -> int:
