@@ -200,7 +200,6 @@ class Rest:
         return _json({"predictions": v1.predictions(answers, model.classes)})
 
     def _index(self, request: Request) -> Response:
-        _check_json(request)
         values = v2.parse_json(request.body) if len(request.body) else {}
         only_ready = values.get("ready") is True
         return _json(
