@@ -72,7 +72,7 @@ def description(models: Sequence[str], settings: ServeSettings) -> dict[str, Any
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _look("openapi", "This document", _object())},
         },
-        "components": {"schemas": _schemas(settings)},
+        "components": {"schemas": _schemas(settings), "responses": _errors()},
     }
     if settings.repository_api:
         for what in ("load", "unload"):
@@ -190,14 +190,20 @@ def _metrics() -> dict[str, Any]:
 
 
 def _responses(ok: dict[str, Any]) -> dict[str, Any]:
-    error = {_JSON: {"schema": _ref("Error")}}
+    errors = {status: {"$ref": f"#/components/responses/{status}"} for status in _ERRORS}
+    return {"200": {"description": "The answer", "content": ok}, **errors}
+
+
+def _errors() -> dict[str, Any]:
     retry = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-    responses: dict[str, Any] = {"200": {"description": "The answer", "content": ok}}
-    for status, words in _ERRORS.items():
-        responses[status] = {"description": words, "content": error}
-        if status in ("429", "503"):
-            responses[status]["headers"] = retry
-    return responses
+    return {
+        status: {
+            "description": words,
+            "content": {_JSON: {"schema": _ref("Error")}},
+            **({"headers": retry} if status in ("429", "503") else {}),
+        }
+        for status, words in _ERRORS.items()
+    }
 
 
 def _model(models: Sequence[str]) -> dict[str, Any]:
