@@ -8,10 +8,11 @@ BASE_IMAGE ?= python:3.11-slim-bookworm
 SETTINGS ?=
 PYTEST ?=
 ARGS ?=
+FUZZ_S ?= 60
 
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test check format compile package protocol images services services-down \
-	bench bench-serving clean
+	bench bench-serving fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ bench: setup ## Measure the speed claims; each prints ratios of one run
 
 bench-serving: setup ## Measure the server against the limit and five others (ARGS=--quick)
 	$(RUN) python -m benchmarks.serving $(ARGS)
+
+fuzz: setup ## Fuzz the server's parsers, guided by coverage, for FUZZ_S seconds
+	$(RUN) --with atheris python -m tests.serving.fuzz_parsers -max_total_time=$(FUZZ_S)
 
 clean: ## Remove what was built; workspaces stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -83,8 +83,10 @@ def hand_made() -> Iterator[BadMessage]:
     twice.raw_input_contents.append(bytes(48))
     messages["an input twice"] = twice
     for shape in (
-        (), (48,), (0, 4, 4, 3), (-1, 4, 4, 3), (1, -4, -4, 3), (1, 4, 4, 4), (1, 3, 4, 4), (2, 4, 4, 3),
-        (1, 4, 4), (1, 1, 4, 4, 3), (2**62, 4, 4, 3), (2**63 - 1,) * 4, (1,) * 5_000, (-(2**63), 1, 1, 3),
+        (), (48,), (0, 4, 4, 3), (-1, 4, 4, 3), (1, -4, -4, 3), (1, 4, 4, 4), (1, 3, 4, 4), (2,
+        4, 4, 3),
+        (1, 4, 4), (1, 1, 4, 4, 3), (2**62, 4, 4, 3), (2**63 - 1,) * 4, (1,) * 5_000, (-(2**63),
+        1, 1, 3),
     ):  # fmt: skip
         messages[f"shape {shape[:5]}"] = infer(shape=shape)
     for datatype in ("", "uint8", "INT8", "FP32", "FP16", "BOOL", "INT64", "STRING", "X" * 9_999):

@@ -1,11 +1,14 @@
 """Parsers against whatever bytes: coverage-guided by atheris, for a bounded time.
 
-    make fuzz SECONDS=60
+    make fuzz FUZZ_S=60
 
 The same functions are called by test_fuzz.py with bytes that hypothesis makes.
 """
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from linnet.errors import RequestError
 from linnet.inference import v1, v2
@@ -95,9 +98,48 @@ def one(data: bytes) -> None:
         TARGETS[data[0] % len(TARGETS)](data[1:])
 
 
+def write_seeds(folder: Path) -> None:
+    """Write good and bad requests for the fuzzer to begin with."""
+    from tests.serving import bad_messages, bad_requests
+    from tests.serving.photographs import opened, saved
+
+    small = saved(opened().resize((20, 20)), "JPEG")
+    bodies = [
+        bad_requests.as_json(bad_requests.uint8_input()),
+        bad_requests.as_json(bad_requests.bytes_input(small)),
+        *(bad.body for bad in bad_requests.generated(1, 60)),
+    ]
+    octets = [
+        bad_requests.binary("UINT8", [1, 4, 4, 3], bytes(48)),
+        bad_requests.binary("BYTES", [1], bad_requests.framed(small)),
+    ]
+    raw = (bad_requests.framed(small),)
+    messages = [
+        bad_messages.infer(),
+        bad_messages.infer(datatype="BYTES", shape=(1,), raw=raw, outputs=("label",)),
+        bad_messages.infer(raw=(), contents={"uint_contents": [7] * 48}),
+    ]
+    seeds = [b"\0\xff\xff" + body for body in bodies]
+    for body, headers in octets:
+        length = int(headers[bad_requests.LENGTH]).to_bytes(2, "little")
+        seeds.append(b"\0" + length + body)
+    seeds += [b"\2" + one.SerializeToString() for one in messages]
+    seeds.append(b"\1" + b'{"instances": [{"b64": "AAAA"}, [[[0, 0, 0]]]]}')
+    seeds.append(b"\3\2" + bad_requests.framed(b"ab", b"c"))
+    for number, seed in enumerate(seeds):
+        (folder / str(number)).write_bytes(seed[:20_000])
+
+
 def main() -> None:
     """Fuzz until told to stop; arguments are libFuzzer's, such as -max_total_time=60."""
     import atheris
+
+    with TemporaryDirectory(prefix="linnet-fuzz-") as seeds:
+        write_seeds(Path(seeds))
+        _fuzz(atheris, [*sys.argv, seeds])
+
+
+def _fuzz(atheris: Any, arguments: list[str]) -> None:
 
     for module in (v2, v1, sys.modules["linnet.inference.messages"]):
         for name, value in vars(module).items():
@@ -106,7 +148,7 @@ def main() -> None:
                     setattr(module, name, atheris.instrument_func(value))
                 except (TypeError, AttributeError):
                     continue  # a class
-    atheris.Setup(sys.argv, one)
+    atheris.Setup(arguments, one)
     atheris.Fuzz()
 
 

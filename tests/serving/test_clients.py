@@ -407,9 +407,7 @@ def documented() -> list[str]:
 @pytest.mark.parametrize("block", documented(), ids=lambda block: block.strip()[:60])
 def test_documented_commands_work(block: str, server: Running, curl: str, tmp_path: Path) -> None:
     if "grpcurl" in block and shutil.which("grpcurl") is None:
-        pytest.skip(
-            "grpcurl is not installed: go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest"
-        )
+        pytest.skip("grpcurl is not installed: github.com/fullstorydev/grpcurl/cmd/grpcurl")
     (tmp_path / "rose.jpg").write_bytes(photographs()["flower.jpg"])
     script = (
         block.replace("localhost:8080", f"127.0.0.1:{server.rest_port}")
@@ -431,8 +429,16 @@ def test_documented_commands_work(block: str, server: Running, curl: str, tmp_pa
 def test_plain_curl_posts_a_photograph(server: Running, curl: str, tmp_path: Path) -> None:
     (tmp_path / "rose.jpg").write_bytes(photographs()["china.jpg"])
     done = subprocess.run(
-        [curl, "-sS", "--fail-with-body", "-H", "Content-Type: image/jpeg"]
-        + ["--data-binary", "@rose.jpg", f"{server.url}/predict/flowers"],
+        [
+            curl,
+            "-sS",
+            "--fail-with-body",
+            "-H",
+            "Content-Type: image/jpeg",
+            "--data-binary",
+            "@rose.jpg",
+            f"{server.url}/predict/flowers",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -21,7 +21,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from linnet.client import Client
 from tests.serving.bad_messages import infer
 from tests.serving.bad_requests import INFER, JSON, as_json, framed, photo, uint8_input
-from tests.serving.conftest import Running, Start, wait_until_ready
+from tests.serving.conftest import Running, Start
 from tests.serving.photographs import photographs
 from tests.serving.tiny_release import write_release
 
@@ -152,22 +152,6 @@ def test_readiness_ends_before_the_server_does(start: Start, release: Path) -> N
     assert_only_races(callers.outcome)
 
 
-def test_a_reload_under_load_loses_nothing_and_changes_the_release(
-    start: Start, tmp_path: Path
-) -> None:
-    samples = photographs()
-    write_release(tmp_path, samples, version="v1")
-    server = start(tmp_path / "flowers/v1", options=("--repository-api",))
-    with Callers(6, lambda: rest_call(server)) as callers:
-        for _ in range(5):
-            status, body = server.send("POST", "/v2/repository/models/flowers/load", b"{}")
-            assert status == 200, body
-            time.sleep(0.1)
-    assert callers.outcome.keys() == {"answered"}, callers.outcome
-    assert "Traceback" not in server.output()
-    server.stop()
-
-
 def test_two_models_answer_side_by_side_and_one_goes(start: Start, tmp_path: Path) -> None:
     first = write_release(tmp_path, photographs(), version="v1")
     second = write_release(tmp_path, photographs(), model="trees", version="v7")
@@ -272,16 +256,6 @@ def test_whoever_gives_up_leaves_the_queue(start: Start, release: Path) -> None:
     server.stop()
 
 
-def test_a_timeout_that_a_request_sets_is_kept(start: Start, release: Path) -> None:
-    server = start(release, options=SLOW)
-    body = as_json(uint8_input(count=1), parameters={"timeout": 1})
-    status, said = server.send("POST", INFER, body, {"Content-Type": JSON})
-    assert status in (200, 504)
-    if status == 504:
-        assert "time" in json.loads(said)["error"]
-    server.stop()
-
-
 def test_memory_stays_bounded_whatever_is_sent(start: Start, release: Path) -> None:
     limits = ("--set", "bodies_bytes=33554432", "--set", "max_body_bytes=16777216")
     server = start(release, options=limits)
@@ -327,48 +301,4 @@ def test_memory_stays_bounded_whatever_is_sent(start: Start, release: Path) -> N
         to.close()
     time.sleep(0.2)
     assert server.infer([uint8_input()])["outputs"]
-    server.stop()
-
-
-def test_a_half_or_altered_release_is_refused_with_the_reason(start: Start, tmp_path: Path) -> None:
-    for damage, word in (
-        (lambda folder: (folder / "release.json").unlink(), "release"),
-        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx"),
-        (lambda folder: (folder / "model.onnx").write_bytes(b"x"), "model.onnx"),
-        (lambda folder: (folder / "release.json").write_text("{"), "damaged"),
-    ):
-        root = tmp_path / word / str(len(list(tmp_path.iterdir())))
-        folder = write_release(root, photographs())
-        damage(folder)
-        server = start(folder, wait=False)
-        assert server.process.wait(30) != 0
-        assert word in server.output()
-        assert "Traceback" not in server.output()
-
-
-def test_a_release_that_answers_otherwise_than_recorded_never_gets_ready(
-    start: Start, tmp_path: Path
-) -> None:
-    from linnet.stores.objects import sha256_of
-
-    folder = write_release(tmp_path, photographs())
-    samples = folder / "samples.json"
-    rows = json.loads(samples.read_text())
-    rows[0]["probabilities"] = rows[0]["probabilities"][::-1]
-    samples.write_text(json.dumps(rows))
-    manifest = json.loads((folder / "release.json").read_text())
-    manifest["files"]["samples.json"]["sha256"] = sha256_of(samples)
-    (folder / "release.json").write_text(json.dumps(manifest))
-    server = start(folder, wait=False)
-    assert server.process.wait(30) != 0
-    assert "china.jpg" in server.output()
-
-
-def test_a_second_server_on_the_same_port_says_so(start: Start, release: Path) -> None:
-    server = start(release)
-    again = start(release, options=("--rest-port", str(server.rest_port)), wait=False)
-    assert again.process.wait(30) != 0
-    assert str(server.rest_port) in again.output()
-    assert "Traceback" not in again.output()
-    wait_until_ready(server)
     server.stop()
