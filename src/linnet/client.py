@@ -37,6 +37,7 @@ _DTYPES = {"BOOL": np.dtype("?"), "FP32": np.dtype("<f4")}
 _BUSY = (429, 503)
 _LONGEST_WAIT_S = 30
 _MOST_GRPC_TRIES = 5
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Client:
         timeout_s: of each try.
         retries: how often a call is sent again when the server is busy, restarting or can't be
             reached, at most 4 times over gRPC. `Retry-After` is honoured up to 30 s.
-        pictures_per_request: longer sequences are sent in several requests.
+        pictures_per_request: more pictures, or more than 16 MiB, are sent in several requests.
     """
 
     def __init__(
@@ -148,11 +149,24 @@ class Client:
             ServerError: it failed, or answered what is not V2.
         """
         answers: list[Answer] = []
-        for start in range(0, len(pictures), self._size):
-            tensor = _input(pictures[start : start + self._size])
+        for piece in _pieces(pictures, self._size):
+            tensor = _input(piece)
             outputs = self._transport.infer(self.model, self.version, tensor)
             answers += _answers(outputs, tensor.shape[0], self.server)
         return answers
+
+
+def _pieces(pictures: Pictures, most: int) -> Iterator[Pictures]:
+    """Cut pictures into requests of a number and size that servers take."""
+    start = size = 0
+    for end, picture in enumerate(pictures):
+        more = len(picture) if isinstance(picture, bytes) else getattr(picture, "nbytes", 0)
+        if end > start and (end - start >= most or size + more > _MOST_BYTES):
+            yield pictures[start:end]
+            start, size = end, 0
+        size += more
+    if len(pictures):
+        yield pictures[start:]
 
 
 @dataclass(frozen=True)
@@ -470,7 +484,7 @@ class _Grpc:
             return _unreachable(self._server, f"no answer in {self._timeout_s} s: {said}")
         if code is codes.UNAVAILABLE:
             return _unreachable(self._server, said)
-        if code is codes.RESOURCE_EXHAUSTED:
+        if code is codes.RESOURCE_EXHAUSTED and "larger than max" not in said:
             return _busy(self._server, said)
         if code in (codes.INTERNAL, codes.UNKNOWN, codes.DATA_LOSS):
             return ServerError(f"{self._server} failed with {code.name}: {said}")

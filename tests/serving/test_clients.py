@@ -181,6 +181,18 @@ def test_more_pictures_than_a_request_may_have_go_in_several(client: Client) -> 
     assert len({answer.label for answer in found}) == 1
 
 
+def test_large_pictures_go_in_requests_that_the_server_takes(client: Client) -> None:
+    large = saved(opened().resize((2_000, 1_500)), "BMP")
+    assert len({answer.label for answer in client.predict([large] * 5)}) == 1
+    pixels = np.zeros((4, 1_800, 1_000, 3), np.uint8)
+    assert len(client.predict(pixels)) == 4
+
+
+def test_one_picture_beyond_all_limits_is_refused_in_words(client: Client) -> None:
+    with pytest.raises(RequestRefusedError, match=r"large|pixels|bytes|max"):
+        client.predict([bytes(40 << 20)])
+
+
 def test_the_model_is_described(client: Client) -> None:
     said = client.describe()
     assert (said.name, said.versions) == ("flowers", ("v1",))
