@@ -19,6 +19,7 @@ from linnet.errors import RequestError
 from linnet.inference.settings import ServeSettings
 
 _PIECE = 64 << 10
+_UNICAST = ipaddress.ip_network("2000::/3")
 _THREADS = 4
 
 
@@ -97,21 +98,21 @@ class Fetcher:
         return addresses[0]
 
     def _read(self, connection: http.client.HTTPConnection, url: str, until: float) -> bytes:
-        response = connection.getresponse()
-        if response.status != 200:
-            raise RequestError(
-                f"{url[:200]} answers {response.status}, expected 200 (redirects are not "
-                "followed): give the picture's own address"
-            )
-        most = self._settings.max_body_bytes
-        read = bytearray()
-        while piece := response.read1(_PIECE):
-            read += piece
-            if len(read) > most:
-                raise RequestError(f"{url[:200]} has more than {most} bytes", status=413)
-            if time.monotonic() > until:
-                raise TimeoutError
-        return bytes(read)
+        with connection.getresponse() as response:
+            if response.status != 200:
+                raise RequestError(
+                    f"{url[:200]} answers {response.status}, expected 200 (redirects are not "
+                    "followed): give the picture's own address"
+                )
+            most = self._settings.max_body_bytes
+            read = bytearray()
+            while piece := response.read1(_PIECE):
+                read += piece
+                if len(read) > most:
+                    raise RequestError(f"{url[:200]} has more than {most} bytes", status=413)
+                if time.monotonic() > until:
+                    raise TimeoutError
+            return bytes(read)
 
 
 class _Pinned(http.client.HTTPConnection):
@@ -141,6 +142,7 @@ def _matches(host: str, allowed: str) -> bool:
 
 def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
+    if isinstance(found, ipaddress.IPv6Address):
+        # Not the ranges that lead to IPv4 by translation: there, any address can hide in one.
+        return found.is_global and found in _UNICAST and found.sixtofour is None
     return found.is_global and not found.is_multicast
