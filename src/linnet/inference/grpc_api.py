@@ -35,6 +35,7 @@ CODES: Final = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+_REFUSING_S: Final = 0.25
 _OPEN: Final = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 _TYPED: Final = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 _CONTENTS: Final = {
@@ -54,6 +55,7 @@ class GrpcServer:
 
     def __init__(self, models: Models, settings: ServeSettings, access: Access) -> None:
         self.draining = False
+        self._stopping = False
         self._models = models
         self._settings = settings
         self._access = access
@@ -86,7 +88,13 @@ class GrpcServer:
         return int(bound)
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new calls, finish those that were accepted, close."""
+        """Take no new calls, finish those that were accepted, close.
+
+        gRPC cancels a call that arrives in the moment of its stop, which callers can't tell from a
+        failure. So for a moment before it, new calls are told that the server is unavailable.
+        """
+        self._stopping = True
+        await asyncio.sleep(min(_REFUSING_S, timeout_s))
         await self._server.stop(timeout_s)
 
     async def server_live(self, request: Any, context: Context) -> Message:
@@ -239,6 +247,8 @@ class GrpcServer:
                         f"the message can't be read: send a {name}Request as "
                         "open_inference.proto describes it"
                     )
+                if self._stopping:
+                    raise RequestError("this server is stopping: call another one", status=503)
                 if self._token is not None and name not in _OPEN:
                     given = {key: str(value) for key, value in context.invocation_metadata() or ()}
                     check_token(self._token, given.get("authorization"), given.get("x-api-key"))

@@ -36,8 +36,8 @@ class ServeSettings(Settings):
 
     queue_pictures: Count = Field(
         64,
-        description="pictures accepted and not yet answered, per model; beyond: 429. As many as are "
-        "answered in the longest wait that callers accept",
+        description="pictures accepted and not yet answered, per model; beyond: 429. As many as "
+        "are answered in the longest wait that callers accept",
     )
     pictures_per_request: Count = Field(64, description="most pictures in one request")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
