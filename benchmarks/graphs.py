@@ -14,6 +14,11 @@ from linnet.data.preprocessing import Preprocessing, prepare
 
 CLASSES = 1000
 SPEC = Preprocessing(224, "squash")
+# With what lies between them, so that no convolution's output has to become float.
+QUANTIZED = [
+    *("Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool"),
+    *("GlobalAveragePool", "ReduceMean", "Reshape", "Flatten"),
+]
 
 
 def fp32(network: str, weights: Path | None = None) -> bytes:
@@ -79,7 +84,7 @@ def int8(graph: bytes, photographs: list[bytes]) -> bytes:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool"],
+            op_types_to_quantize=QUANTIZED,
         )
         return small.read_bytes()
 

@@ -34,12 +34,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load. Latencies in seconds, of the answered requests, ascending."""
+    """What came of a load. Latencies in seconds, of the answered requests, ascending.
+
+    `late` were answered after the time was over: not part of the rate, but of the CPU's work.
+    """
 
     seconds: float
     answered: int
     refused: int
     lost: int
+    late: int
     latencies: list[float] = field(repr=False)
     client_cpu_s: float = 0.0
 
@@ -338,6 +342,7 @@ class _Loop:
             answered=self.outcome["answered"],
             refused=self.outcome["refused"],
             lost=self.outcome["lost"],
+            late=self.outcome["late"],
             latencies=sorted(self.latencies),
             client_cpu_s=time.process_time() - cpu,
         )
@@ -353,11 +358,13 @@ def closed(target: Target, *, clients: int, seconds: float) -> Load:
     while (now := time.perf_counter()) < until:
         for connection in loop.poll(min(1.0, until - now)):
             loop.begin(connection, time.perf_counter())
-    finished, cpu_end = time.perf_counter(), cpu
-    answered, refused = loop.outcome["answered"], loop.outcome["refused"]
+    finished = time.perf_counter()
+    in_time = loop.outcome.copy()
     _drain(loop)
-    loop.outcome["answered"], loop.outcome["refused"] = answered, refused
-    return loop.end(began, finished, cpu_end)
+    loop.outcome["late"] = loop.outcome.total() - in_time.total()
+    for kind in ("answered", "refused", "lost"):
+        loop.outcome[kind] = in_time[kind]
+    return loop.end(began, finished, cpu)
 
 
 def open_loop(target: Target, *, rate: float, seconds: float, connections: int) -> Load:

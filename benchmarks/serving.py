@@ -371,12 +371,13 @@ def throughput(
             for server in [one for one in servers if form in one.targets]:
                 server.wake()
                 load.closed(server.targets[form], clients=clients, seconds=0.3)
-                cpu, busy = server.cpu_s(), busy_s()
+                cpu, busy, began = server.cpu_s(), busy_s(), time.perf_counter()
                 found = load.closed(server.targets[form], clients=clients, seconds=options.seconds)
-                cpu, busy = server.cpu_s() - cpu, busy_s() - busy
+                cpu, took = server.cpu_s() - cpu, time.perf_counter() - began
+                others = (busy_s() - busy - cpu - found.client_cpu_s) / (took * CPUS)
                 server.sleep()
                 after = limit.slice(source, options.slice_s)
-                results[server.name, form, clients].append(_seen(found, cpu, busy, before, after))
+                results[server.name, form, clients].append(_seen(found, cpu, others, before, after))
                 before = after
 
 
@@ -388,16 +389,15 @@ def busy_s() -> float:
 
 
 def _seen(
-    found: Load, cpu: float, busy: float, before: dict[str, float], after: dict[str, float]
+    found: Load, cpu: float, others: float, before: dict[str, float], after: dict[str, float]
 ) -> Seen:
-    requests = max(1, found.answered + found.refused)
+    requests = max(1, found.answered + found.refused + found.late)
     limit, limit_cpu = ((before[key] + after[key]) / 2 for key in ("rate", "cpu_s"))
-    others = busy - cpu - found.client_cpu_s
     return Seen(
         rate=found.rate,
         ratio=found.rate / limit,
         cpu_ratio=limit_cpu * requests / max(TICK_S, cpu + found.client_cpu_s),
-        others=max(0.0, others / (found.seconds * CPUS)),
+        others=others,
         p50_ms=found.percentile(50) * 1e3,
         p99_ms=found.percentile(99) * 1e3,
         server_cpu_ms=cpu / requests * 1e3,
