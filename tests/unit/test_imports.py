@@ -1,4 +1,4 @@
-"""Imports point one way: pipelines → components → linnet ← serving, and no step loads more than it needs."""
+"""Imports point one way, and no step loads more than it needs."""
 
 import ast
 import subprocess
