@@ -100,6 +100,7 @@ def run(
         raise SettingsError(
             f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
         ) from error
+    settings = with_absolute_paths(settings)
     arguments: dict[str, Any] = {
         "model": settings.model,
         "source": settings.section("source"),
@@ -107,7 +108,9 @@ def run(
     }
     arguments |= {f"{name}_settings": settings.section(name) for name in SECTIONS}
     local.init(
-        runner=_runner(runner, workspace, settings),
+        runner=_containers(pipeline, workspace, settings)
+        if runner == "docker"
+        else local.SubprocessRunner(use_venv=False),
         pipeline_root=str(folder),
         raise_on_error=True,
     )
@@ -125,17 +128,51 @@ def run(
     return _collect(folder, printer.seconds)
 
 
-def _runner(runner: Runner, workspace: Path, settings: RunSettings) -> Any:
+def with_absolute_paths(settings: RunSettings) -> RunSettings:
+    """Return settings whose local paths mean the same wherever a step runs."""
+
+    def absolute(place: str, names: tuple[str, ...] = ()) -> str:
+        return place if place in names or "://" in place else str(Path(place).absolute())
+
+    source, train, release = settings.source, settings.train, settings.release
+    root = None if release.root is None else absolute(release.root)
+    return settings.model_copy(
+        update={
+            "source": source.model_copy(update={"uri": absolute(source.uri, ("digits",))}),
+            "train": train.model_copy(update={"weights": absolute(train.weights, ("hub", "none"))}),
+            "release": release.model_copy(update={"root": root}),
+        }
+    )
+
+
+def _containers(pipeline: Path, workspace: Path, settings: RunSettings) -> Any:
+    """Return kfp's runner of containers without a network that see what the run needs."""
+    import docker
+    import yaml
+    from docker.errors import DockerException, ImageNotFound
     from kfp import local
 
-    if runner == "process":
-        return local.SubprocessRunner(use_venv=False)
-    import docker
-
+    definition = next(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))
+    executors = definition["deploymentSpec"]["executors"].values()
+    image = ""
+    try:
+        client = docker.from_env()
+        for image in sorted({executor["container"]["image"] for executor in executors}):
+            client.images.get(image)
+        client.close()
+    except ImageNotFound as error:
+        raise RunFailedError(
+            f"image {image} of {pipeline} is not here: `make images compile` builds it, then give "
+            "--pipeline build/pipelines/train_and_release.yaml"
+        ) from error
+    except DockerException as error:
+        raise RunFailedError(
+            f"Docker does not answer ({error}): start it, or run without --runner docker"
+        ) from error
     places = [str(workspace)]
     for place in (settings.source.uri, settings.train.weights, settings.release.root):
         if place is not None and Path(place).exists():
-            places.append(str(Path(place).resolve()))
+            places.append(place)
     return local.DockerRunner(
         network_mode="none",
         user=f"{os.getuid()}:{os.getgid()}",
