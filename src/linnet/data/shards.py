@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from linnet.errors import SourceError
 
 # A reader holds one row group at a time, so neither many nor huge pictures fill its memory.
-_ROW_GROUP_PICTURES = 256
-_ROW_GROUP_BYTES = 16 * 2**20
+_ROW_GROUP_PICTURES = 128
+_ROW_GROUP_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def write_shard(shard: Shard) -> int:
         write_statistics=["key", "label"],
     ) as writer:
         for rows in _row_groups(shard.entries):
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     return len(shard.entries)
 
 

@@ -1,6 +1,7 @@
 """Work on many pictures on all cores, with flat memory and no process left behind."""
 
 import ctypes
+import gc
 import multiprocessing
 import signal
 import sys
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import TypeVar
+
+import pyarrow as pa
 
 from linnet.errors import SourceError
 
@@ -99,6 +102,10 @@ def _start() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # And nobody is left behind when the parent is killed (Linux's prctl).
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Flat memory: collecting what was inherited would copy it, and Arrow's own pool keeps what is
+    # freed.
+    gc.freeze()
+    pa.set_memory_pool(pa.system_memory_pool())
     sys.meta_path.insert(0, _WithoutPandas())
 
 
