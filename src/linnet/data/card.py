@@ -144,7 +144,7 @@ def _notes(
             if near["mode"] == "drop"
             else "kept; near_duplicates: drop would take them out of training"
         )
-        told = f"{near['across_splits']} near-duplicate pairs lie across official splits"
+        told = f"{_pairs_of(near['across_splits'])} across official splits"
         notes.append((True, f"{told}: {done}."))
     else:
         notes.append((False, "No near duplicates lie across splits."))
@@ -152,13 +152,16 @@ def _notes(
         told = f"{near['not_compared']:,} pictures are too small or too plain"
         notes.append((False, f"{told} to be compared for near duplicates."))
     if near["under_two_labels"]:
-        pairs = near["under_two_labels"]
-        notes.append((True, f"{pairs} near-duplicate pairs have two different labels."))
+        notes.append((True, f"{_pairs_of(near['under_two_labels'])} under two different labels."))
     notes += _label_notes(rows, selection.quarantine)
     crossing = _groups_across(selection.kept)
     if crossing:
         notes.append((True, f"{crossing} groups lie across official splits."))
     return notes
+
+
+def _pairs_of(count: int) -> str:
+    return f"{count:,} near-duplicate pair{'' if count == 1 else 's'}"
 
 
 def _label_notes(
