@@ -134,6 +134,8 @@ def decode_opened(
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) where there is none or it is damaged."""
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return 1
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except _DECODING_ERRORS:

@@ -16,8 +16,6 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import TypeVar
 
-import pyarrow as pa
-
 from linnet.errors import SourceError
 
 Task = TypeVar("Task")
@@ -102,10 +100,8 @@ def _start() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # And nobody is left behind when the parent is killed (Linux's prctl).
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Flat memory: collecting what was inherited would copy it, and Arrow's own pool keeps what is
-    # freed.
+    # Garbage collection would otherwise copy what was inherited.
     gc.freeze()
-    pa.set_memory_pool(pa.system_memory_pool())
     sys.meta_path.insert(0, _WithoutPandas())
 
 
