@@ -1,5 +1,7 @@
 # Everything that people and CI do with the project; CI runs these targets and nothing else.
 UV ?= uv
+# Every step is a process of its own: none should compile what it imports.
+export UV_COMPILE_BYTECODE ?= 1
 RUN = $(UV) run --locked --all-extras
 REVISION = $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 IMAGE_PREFIX ?= linnet

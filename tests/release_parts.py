@@ -110,7 +110,7 @@ _SCHEMA = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
         "group": pa.string(),
-        "attributes": pa.map_(pa.string(), pa.string()),
+        "attributes": pa.list_(pa.struct({"key": pa.string(), "value": pa.string()})),
     }
 )
 
