@@ -273,7 +273,7 @@ def _collect(folder: Path, seconds: dict[str, float]) -> RunResult:
         folder=folder,
         decision=decision,
         report=report,
-        card=_output(folder, "ingest", "card"),
+        card=_output(folder, "ingest", "dataset") / "card.html",
         release=released,
         seconds=seconds,
     )
