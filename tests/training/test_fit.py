@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from linnet.errors import (
-    CheckpointError,
     DatasetError,
     NetworkError,
     StoreError,
@@ -201,7 +200,7 @@ def test_pictures_are_decoded_once_for_all_runs(dataset: Path, tmp_path: Path) -
 def test_a_folder_of_something_else_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "thesis.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="not empty and holds no checkpoint"):
+    with pytest.raises(StoreError, match=r"not empty and holds no model\.json"):
         train(dataset, tmp_path, whole=WHOLE | {"epochs": 1})
     assert (tmp_path / "checkpoint" / "thesis.txt").read_text() == "precious"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import CheckpointError
+from linnet.folders import written_whole
 from linnet.settings import Monitor
-from linnet.stores.objects import folder_errors
 
 KIND = "linnet/checkpoint/v1"
 MANIFEST = "model.json"
@@ -78,13 +78,10 @@ def write(
     `best` has the weights file of each metric's best epoch; the one of `monitor` is the model.
 
     Raises:
-        StoreFullError: no space is left; the destination is as it was.
+        StoreError: something else is at the destination, or no space is left (StoreFullError);
+            the destination is as it was.
     """
-    with folder_errors("write", destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        partial = destination.with_name(f".{destination.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    with written_whole(destination, MANIFEST) as partial:
         for metric, weights in best.items():
             shutil.copyfile(weights, partial / f"best-{metric}.safetensors")
         shutil.copyfile(best[monitor], partial / WEIGHTS)
@@ -92,7 +89,6 @@ def write(
         (partial / MANIFEST).write_text(
             json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        _replace_folder(partial, destination)
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -101,18 +97,6 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         table = csv.DictWriter(file, fieldnames=list(history[0]))
         table.writeheader()
         table.writerows(history)
-
-
-def _replace_folder(partial: Path, destination: Path) -> None:
-    """Move the finished folder into place; only what is no checkpoint of ours stops it."""
-    if destination.exists():
-        ours = (destination / MANIFEST).exists() or not any(destination.iterdir())
-        if not ours:
-            raise CheckpointError(
-                f"{destination} is not empty and holds no checkpoint: choose another destination"
-            )
-        shutil.rmtree(destination)
-    partial.rename(destination)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
