@@ -1,5 +1,5 @@
 # Everything that people and CI do with the project; CI runs these targets and nothing else.
-UV ?= uv
+UV ?= $(shell command -v uv || echo build/uv/bin/uv)
 # Every step is a process of its own: none should compile what it imports.
 export UV_COMPILE_BYTECODE ?= 1
 RUN = $(UV) run --locked --all-extras
@@ -20,7 +20,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 uv:
-	@command -v $(UV) >/dev/null || python3 -m pip install --quiet uv
+	@command -v $(UV) >/dev/null || { python3 -m venv build/uv && build/uv/bin/pip install -q uv; }
 
 setup: uv ## Install everything that is locked into .venv
 	$(UV) sync --locked --all-extras
