@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from linnet.release.opening import open_release
 from tests.shades import TRAIN, write_shades
 
 LINNET = str(Path(sys.executable).with_name("linnet"))
@@ -146,7 +147,7 @@ def test_a_misspelt_setting_ends_before_anything_runs(tmp_path: Path, settings: 
 
 
 @pytest.mark.parametrize("step", ["ingest", "train", "export", "evaluate", "gate", "release"])
-def test_ctrl_c_at_any_step_ends_cleanly_with_nothing_released(
+def test_ctrl_c_at_any_step_ends_cleanly_with_nothing_half_released(
     step: str, tmp_path: Path, settings: Path
 ) -> None:
     workspace = tmp_path / "workspace"
@@ -162,5 +163,7 @@ def test_ctrl_c_at_any_step_ends_cleanly_with_nothing_released(
     run.stderr.close()
     assert run.wait(timeout=60) == 130, rest
     assert "interrupted" in rest
-    assert not list(workspace.glob("releases/*/*/release.json"))
+    for manifest in workspace.glob("releases/*/*/release.json"):
+        assert step == "release"
+        open_release(manifest.parent, scratch=tmp_path)
     assert not list(workspace.rglob("*.partial*"))
