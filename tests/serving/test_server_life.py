@@ -120,14 +120,22 @@ class Callers:
             except ConnectionRefusedError:
                 self.codes["not accepted"] += 1
                 return
+            served = False
             with connection:
                 while not self._stop.is_set():
-                    connection.sendall(head + PICTURE)
-                    answer = connection.recv(65536)
+                    try:
+                        connection.sendall(head + PICTURE)
+                        answer = connection.recv(65536)
+                    except (ConnectionResetError, BrokenPipeError):
+                        # The kernel had made the connection, and the port closed before the
+                        # server saw it: nothing was accepted, unless it had answered here before.
+                        self.codes["rest lost" if served else "not accepted"] += 1
+                        return
                     if not answer:
                         # Only a kept connection on which nothing was begun may close unanswered.
                         self.codes["rest lost"] += 1
                         return
+                    served = True
                     self.codes[f"rest {answer[9:12].decode()}"] += 1
                     if b"connection: close" in answer:
                         break
