@@ -172,10 +172,6 @@ def test_sigterm_turns_readiness_off_and_loses_nothing_that_was_accepted(
     codes = callers.end()
     assert codes["rest 200"] > 20
     assert codes["grpc OK"] > 20
-    # Two callers may each meet the very moment of closing with a request that is not read yet;
-    # test_under_load holds what the server began against what its callers got.
-    assert codes.pop("rest lost", 0) <= 2
-    assert codes.pop("grpc CANCELLED", 0) <= 2
     assert set(codes) <= {"rest 200", "grpc OK", "grpc UNAVAILABLE", "not accepted"}, codes
     assert "Traceback" not in server.output()
 

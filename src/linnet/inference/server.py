@@ -117,7 +117,8 @@ async def _serve(
         await rpc.drain(0.0)
         await models.close()
         raise
-    rest.draining = rpc.draining = True
+    # From here on every answer ends its connection, so that none is kept when the port closes.
+    http.draining = rest.draining = rpc.draining = True
     logger.info("stopping: no longer ready, finishing what was accepted")
     if settings.drain_wait_s and not hurry.is_set():
         await _either(hurry, settings.drain_wait_s)
