@@ -125,3 +125,37 @@ class RequestError(LinnetError):
 
 class ServeError(LinnetError):
     """The server can't start, for example because its port is taken."""
+
+
+class ClusterError(LinnetError):
+    """The Kubernetes API refused an operation."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """The Kubernetes API did not answer as long as it was tried."""
+
+
+class ClusterForbiddenError(ClusterError):
+    """The Kubernetes API refuses who asks: the message says which verb on what."""
+
+
+class ClusterAbsentError(ClusterError):
+    """The object asked for is not in the cluster."""
+
+
+class ClusterConflictError(ClusterError):
+    """Another one changed or made the object in the meantime."""
+
+
+class RolloutError(LinnetError):
+    """A rollout can't start or go on; traffic is where the message says."""
+
+
+class RolloutBusyError(RolloutError):
+    """Another process is rolling out the same model."""
+
+
+class RolloutAbortedError(RolloutError):
+    """The candidate was taken back: nothing went wrong, and the champion has all the traffic."""
+
+    exit_code = 3
