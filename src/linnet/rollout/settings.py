@@ -71,8 +71,10 @@ class RolloutSettings(Settings):
     dark: bool = Field(
         True, description="first start the candidate at 0 % and ask it the release's own pictures"
     )
-    replicas: Count | None = Field(
-        None, description="pods of the candidate; null: as many as the champion has"
+    replicas: Count = Field(
+        1,
+        description="least pods of the candidate; with its weight they grow to the champion's "
+        "number, as the champion's own become fewer",
     )
     prometheus: str | None = Field(
         None,
@@ -85,6 +87,12 @@ class RolloutSettings(Settings):
     settle_timeout_s: Seconds = Field(
         180.0, description="longest wait until a weight or a number of pods has come true, seconds"
     )
+    settle_s: Annotated[float, Field(ge=0.0, le=600.0)] = Field(
+        3.0, description="pause after a route has changed, for the gateway to act on it, seconds"
+    )
+    api_timeout_s: Seconds = Field(
+        300.0, description="longest time that the Kubernetes API may be away, seconds"
+    )
     timeout_s: Seconds = Field(
         6 * 3600.0, description="longest time for the whole rollout, seconds"
     )
@@ -92,6 +100,31 @@ class RolloutSettings(Settings):
         "abort", description="what happens then: the weight stays for a person to decide, or abort"
     )
     analysis: AnalysisSettings = AnalysisSettings()
+    traffic: Literal["canary", "route"] = Field(
+        "canary",
+        description="canary: KServe's spec.canary (0.21 or newer); route: an HTTPRoute of ours over "
+        "two InferenceServices, for an older KServe and for shadow traffic",
+    )
+    mirror_percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="with traffic: route, percent of the requests that a dark candidate gets as "
+        "well; its answers go nowhere",
+    )
+    host: str | None = Field(
+        None, description="with traffic: route, the host name; null: MODEL-NAMESPACE.example.com"
+    )
+    gateway: str = Field(
+        "kserve/kserve-ingress-gateway",
+        pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$",
+        description="namespace and name of the Gateway that KServe uses",
+    )
+    kserve_namespace: str = Field("kserve", description="where KServe's controller is")
+    runtime: str = Field("linnet", description="ServingRuntime of a model's first release")
+    service_account: str = Field(
+        "linnet-models",
+        description="ServiceAccount of a first release's pods, with the store's key",
+    )
+    first_replicas: Count = Field(1, description="pods of a model's first release")
 
     @field_validator("steps")
     @classmethod
