@@ -102,8 +102,8 @@ class RolloutSettings(Settings):
     analysis: AnalysisSettings = AnalysisSettings()
     traffic: Literal["canary", "route"] = Field(
         "canary",
-        description="canary: KServe's spec.canary (0.21 or newer); route: an HTTPRoute of ours over "
-        "two InferenceServices, for an older KServe and for shadow traffic",
+        description="canary: KServe's spec.canary (0.21 or newer); route: an HTTPRoute of ours "
+        "over two InferenceServices, for an older KServe and for shadow traffic",
     )
     mirror_percent: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
@@ -112,11 +112,6 @@ class RolloutSettings(Settings):
     )
     host: str | None = Field(
         None, description="with traffic: route, the host name; null: MODEL-NAMESPACE.example.com"
-    )
-    gateway: str = Field(
-        "kserve/kserve-ingress-gateway",
-        pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$",
-        description="namespace and name of the Gateway that KServe uses",
     )
     kserve_namespace: str = Field("kserve", description="where KServe's controller is")
     runtime: str = Field("linnet", description="ServingRuntime of a model's first release")
