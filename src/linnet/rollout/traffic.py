@@ -1,0 +1,419 @@
+"""Which share of the requests a candidate gets, on KServe's `spec.canary` and its HTTPRoute.
+
+The order of the moves is what loses no request: a weight is asked for, and waited for until the
+gateway's route carries it, before anything is renamed or removed. Nothing of a rollout's state goes
+into the InferenceService: its labels and annotations would restart its pods.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from linnet.errors import RolloutError
+from linnet.rollout.cluster import (
+    DEPLOYMENTS,
+    HTTP_ROUTES,
+    INFERENCE_SERVICES,
+    PODS,
+    Access,
+    Cluster,
+    Object,
+)
+from linnet.rollout.pods import Trouble, trouble_of
+from linnet.rollout.settings import RolloutSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One release as it is served: `service` is its Deployment's and Service's name."""
+
+    version: str
+    uri: str
+    service: str
+
+    @property
+    def labels(self) -> str:
+        """Return the label selector of its pods."""
+        return f"app=isvc.{self.service}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the cluster shows of a model: who serves, who is beside it, and with which weight."""
+
+    champion: Backend | None
+    candidate: Backend | None
+    weight: int
+
+
+class Traffic(Protocol):
+    """How releases of one model are put beside each other and get their shares."""
+
+    needs: tuple[Access, ...]
+
+    def show(self) -> Shown:
+        """Return what the cluster shows, whoever made it so."""
+
+    def create(self, version: str, uri: str) -> None:
+        """Serve a model's first release, and wait until it is ready."""
+
+    def add(self, version: str, uri: str) -> None:
+        """Put a candidate beside the champion without any requests, and wait until it is ready."""
+
+    def set_weight(self, weight: int) -> None:
+        """Give the candidate this percentage of the requests, and wait until it has it."""
+
+    def promote(self) -> None:
+        """Make the candidate, which has all the traffic, the only one."""
+
+    def remove(self) -> None:
+        """Take the candidate's requests away, wait, and then take the candidate away."""
+
+
+class KServeCanary:
+    """One InferenceService with `spec.canary`, in KServe's Standard mode, from 0.21 on."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        model: str,
+        settings: RolloutSettings,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._cluster = cluster
+        self._model = model
+        self._settings = settings
+        self._namespace = settings.namespace
+        self._sleep = sleep
+        self.needs = tuple(
+            Access(verb, kind, settings.namespace)
+            for kind, verbs in (
+                (INFERENCE_SERVICES, ("get", "create", "patch")),
+                (DEPLOYMENTS, ("get",)),
+                (HTTP_ROUTES, ("get",)),
+                (PODS, ("list",)),
+            )
+            for verb in verbs
+        )
+
+    def show(self) -> Shown:
+        """Return what the InferenceService says.
+
+        Raises:
+            RolloutError: it has more than one canary, or none of them can be a release of ours.
+        """
+        service = self._cluster.find(INFERENCE_SERVICES, self._model, namespace=self._namespace)
+        if service is None:
+            return Shown(None, None, 0)
+        canaries = service["spec"].get("canary") or []
+        if len(canaries) > 1:
+            names = ", ".join(str(one["predictor"].get("name")) for one in canaries)
+            raise RolloutError(
+                f"the InferenceService {self._model} has {len(canaries)} canaries ({names}), "
+                "expected one candidate at a time: remove the others"
+            )
+        champion = self._backend(service["spec"]["predictor"])
+        if not canaries:
+            return Shown(champion, None, 0)
+        return Shown(
+            champion,
+            self._backend(canaries[0]["predictor"]),
+            int(canaries[0].get("trafficPercent", 0)),
+        )
+
+    def create(self, version: str, uri: str) -> None:
+        """Create the InferenceService with its first release, and wait until it is ready."""
+        self._require_names(version)
+        if self._cluster.find(INFERENCE_SERVICES, self._model, namespace=self._namespace) is None:
+            body = first_service(self._model, version, uri, self._settings)
+            self._cluster.create(INFERENCE_SERVICES, body, namespace=self._namespace)
+        self._wait_ready(f"{self._model}-{version}-predictor", version)
+        self._wait_for_route({f"{self._model}-{version}-predictor": 100})
+
+    def add(self, version: str, uri: str) -> None:
+        """Add the candidate at 0 %, with the champion's own pod settings and its own release."""
+        self._require_names(version)
+        service = self._service()
+        if not service["spec"].get("canary"):
+            predictor = service["spec"]["predictor"]
+            canary = {
+                "trafficPercent": 0,
+                "predictor": {
+                    "name": version,
+                    "minReplicas": min(self._settings.replicas, _replicas(service)),
+                    "model": {**predictor["model"], "storageUri": uri},
+                },
+            }
+            self._patch({"canary": [canary]})
+        self._wait_ready(f"{self._model}-{version}-predictor", version)
+
+    def set_weight(self, weight: int) -> None:
+        """Set `trafficPercent`, and replicas in proportion; wait for the route and the pods.
+
+        The candidate's replicas never become fewer while it is there: at 0 % it may still be
+        answering.
+        """
+        service = self._service()
+        canary = self._only_canary(service)
+        replicas = max(
+            int(canary["predictor"].get("minReplicas") or 0),
+            min(self._settings.replicas, _replicas(service)),
+            math.ceil(_replicas(service) * weight / 100),
+        )
+        asked = {
+            **canary,
+            "trafficPercent": weight,
+            "predictor": {**canary["predictor"], "minReplicas": replicas},
+        }
+        if asked != canary:
+            self._patch({"canary": [asked]})
+        champion = self._backend(service["spec"]["predictor"])
+        candidate = self._backend(canary["predictor"])
+        self._wait_for_route({champion.service: 100 - weight, candidate.service: weight})
+        if weight:
+            self._wait_ready(candidate.service, candidate.version)
+
+    def promote(self) -> None:
+        """Rename the stable predictor to the candidate and remove the canary, in one patch.
+
+        The candidate's Deployment becomes the stable one with its pods as they are. Before it the
+        route must carry 100 %, or requests to the old Deployment are lost.
+        """
+        service = self._service()
+        if not service["spec"].get("canary"):
+            champion = self._backend(service["spec"]["predictor"])
+            self._wait_alone(champion)
+            return
+        canary = self._only_canary(service)
+        champion = self._backend(service["spec"]["predictor"])
+        candidate = self._backend(canary["predictor"])
+        self.set_weight(100)
+        settled = {key: value for key, value in canary["predictor"].items() if key != "minReplicas"}
+        self._patch({"predictor": settled, "canary": None})
+        self._wait_alone(candidate)
+        self._wait_gone(champion.service)
+
+    def remove(self) -> None:
+        """Set the weight to 0, wait until the route carries it, then remove the canary."""
+        service = self._service()
+        champion = self._backend(service["spec"]["predictor"])
+        if service["spec"].get("canary"):
+            candidate = self._backend(self._only_canary(service)["predictor"])
+            self.set_weight(0)
+            self._patch({"canary": None})
+            self._wait_gone(candidate.service)
+        self._wait_alone(champion)
+
+    def _service(self) -> Object:
+        return self._cluster.get(INFERENCE_SERVICES, self._model, namespace=self._namespace)
+
+    def _patch(self, spec: Object) -> None:
+        self._cluster.patch(
+            INFERENCE_SERVICES, self._model, {"spec": spec}, namespace=self._namespace
+        )
+
+    def _only_canary(self, service: Object) -> Object:
+        canaries = service["spec"].get("canary") or []
+        if len(canaries) != 1:
+            raise RolloutError(
+                f"the InferenceService {self._model} has {len(canaries)} canaries, expected one: "
+                f"another one changed it; `linnet rollout status {self._model}` shows what is there"
+            )
+        return dict(canaries[0])
+
+    def _backend(self, predictor: Object) -> Backend:
+        uri = str((predictor.get("model") or {}).get("storageUri") or "")
+        name = predictor.get("name") or ""
+        service = "-".join(part for part in (self._model, name, "predictor") if part)
+        return Backend(name or uri.rstrip("/").rpartition("/")[2], uri, service)
+
+    def _require_names(self, version: str) -> None:
+        label = f"isvc.{self._model}-{version}-predictor"
+        if len(label) > 63:
+            raise RolloutError(
+                f"{self._model} and {version} make the label {label!r} of {len(label)} characters "
+                "in KServe, at most 63 are allowed: shorten the release's version"
+            )
+
+    def _wait_ready(self, service: str, version: str) -> None:
+        """Wait until every replica of a Deployment is available.
+
+        Raises:
+            RolloutError: with the pods' own reason.
+        """
+        trouble: Trouble | None = None
+        for _ in self._polls(self._settings.ready_timeout_s):
+            deployment = self._cluster.find(DEPLOYMENTS, service, namespace=self._namespace)
+            if deployment is not None and _available(deployment):
+                return
+            trouble = self._trouble(service, deployment)
+            if trouble is not None and trouble.final:
+                break
+        words = trouble.words if trouble else "no reason is shown"
+        raise RolloutError(
+            f"{version} of {self._model} did not become ready within "
+            f"{self._settings.ready_timeout_s:.0f} s: {words}"
+        )
+
+    def _trouble(self, service: str, deployment: Object | None) -> Trouble | None:
+        pods = self._cluster.list(PODS, namespace=self._namespace, labels=f"app=isvc.{service}")
+        return trouble_of(pods, deployment, self._cluster_service())
+
+    def _cluster_service(self) -> Object | None:
+        return self._cluster.find(INFERENCE_SERVICES, self._model, namespace=self._namespace)
+
+    def _wait_for_route(self, weights: dict[str, int]) -> None:
+        """Wait until the gateway's routes carry these weights, and it had a moment to act on them.
+
+        Raises:
+            RolloutError: with the weights that are there.
+        """
+        found: dict[str, int] | None = None
+        for _ in self._polls(self._settings.settle_timeout_s):
+            routes = self._routes()
+            found = None
+            if routes and all(carries(route, weights) for route in routes):
+                self._sleep(self._settings.settle_s)
+                return
+            if routes:
+                found = weights_of(routes[0])
+        have = "none is there" if found is None else f"it has {_words(found)}"
+        candidates = [name for name, weight in weights.items() if weight]
+        troubles = [
+            trouble.words
+            for name in candidates
+            if (trouble := self._trouble(name, None)) is not None
+        ]
+        raise RolloutError(
+            f"the HTTPRoute {self._model} does not carry {_words(weights)} after "
+            f"{self._settings.settle_timeout_s:.0f} s, {have}"
+            + (f" ({'; '.join(troubles)})" if troubles else "")
+            + ": see KServe's controller and the gateway; KServe before 0.21 makes canaries "
+            "without moving traffic"
+        )
+
+    def _routes(self) -> list[Object]:
+        names = (self._model, f"{self._model}-predictor")
+        found = (self._cluster.find(HTTP_ROUTES, name, namespace=self._namespace) for name in names)
+        return [route for route in found if route is not None]
+
+    def _wait_alone(self, backend: Backend) -> None:
+        self._wait_for_route({backend.service: 100})
+        self._wait_ready(backend.service, backend.version)
+
+    def _wait_gone(self, service: str) -> None:
+        for _ in self._polls(self._settings.settle_timeout_s):
+            if self._cluster.find(DEPLOYMENTS, service, namespace=self._namespace) is None:
+                return
+        raise RolloutError(
+            f"the Deployment {service} is still there after {self._settings.settle_timeout_s:.0f} "
+            "s, though it gets no requests: see KServe's controller"
+        )
+
+    def _polls(self, timeout_s: float) -> Iterator[None]:
+        """Yield at once and then every `poll_s` until the time is over."""
+        deadline = time.monotonic() + timeout_s
+        yield
+        while time.monotonic() < deadline:
+            self._sleep(self._settings.poll_s)
+            yield
+
+
+def first_service(model: str, version: str, uri: str, settings: RolloutSettings) -> Object:
+    """Return the InferenceService of a model's first release."""
+    return {
+        "apiVersion": INFERENCE_SERVICES.api,
+        "kind": "InferenceService",
+        "metadata": {
+            "name": model,
+            "namespace": settings.namespace,
+            "annotations": {
+                "serving.kserve.io/deploymentMode": "Standard",
+                "serving.kserve.io/autoscalerClass": "none",
+            },
+        },
+        "spec": {
+            "predictor": {
+                "name": version,
+                "minReplicas": settings.first_replicas,
+                "serviceAccountName": settings.service_account,
+                # The server's drain_wait_s and drain_timeout_s fit into it.
+                "terminationGracePeriodSeconds": 60,
+                "model": {
+                    "modelFormat": {"name": "linnet"},
+                    "protocolVersion": "v2",
+                    "runtime": settings.runtime,
+                    "storageUri": uri,
+                },
+            }
+        },
+    }
+
+
+def weights_of(route: Object) -> dict[str, int]:
+    """Return the weights of a route's first rule with backends, by Service."""
+    for rule in route["spec"].get("rules") or ():
+        if rule.get("backendRefs"):
+            return _rule_weights(rule)
+    return {}
+
+
+def carries(route: Object, weights: dict[str, int]) -> bool:
+    """Return whether the gateway has taken a route whose every rule has exactly these weights.
+
+    A backend of weight 0 may be missing, and a single backend has all the traffic.
+    """
+    wanted = {name: weight for name, weight in weights.items() if weight}
+    rules = [rule for rule in route["spec"].get("rules") or () if rule.get("backendRefs")]
+    if not rules or any(_shares(_rule_weights(rule)) != _shares(wanted) for rule in rules):
+        return False
+    if len(weights) == 1 and any(len(rule["backendRefs"]) > 1 for rule in rules):
+        return False
+    return _accepted(route)
+
+
+def _rule_weights(rule: Object) -> dict[str, int]:
+    return {ref["name"]: int(ref.get("weight", 1)) for ref in rule["backendRefs"]}
+
+
+def _shares(weights: dict[str, int]) -> dict[str, float]:
+    total = sum(weights.values()) or 1
+    return {name: weight / total for name, weight in weights.items() if weight}
+
+
+def _accepted(route: Object) -> bool:
+    generation = route["metadata"].get("generation", 0)
+    parents: list[Any] = (route.get("status") or {}).get("parents") or []
+    return bool(parents) and all(
+        condition.get("status") == "True" and condition.get("observedGeneration", 0) >= generation
+        for parent in parents
+        for condition in parent.get("conditions") or ()
+        if condition.get("type") == "Accepted"
+    )
+
+
+def _available(deployment: Object) -> bool:
+    """Return whether every replica asked for is there, new and available, and no other."""
+    wanted = int(deployment["spec"].get("replicas", 1))
+    status = deployment.get("status") or {}
+    return (
+        wanted > 0
+        and int(status.get("observedGeneration", 0)) >= int(deployment["metadata"]["generation"])
+        and int(status.get("availableReplicas", 0)) >= wanted
+        and int(status.get("updatedReplicas", 0)) >= wanted
+        and int(status.get("replicas", 0)) == wanted
+    )
+
+
+def _replicas(service: Object) -> int:
+    return int(service["spec"]["predictor"].get("minReplicas") or 1)
+
+
+def _words(weights: dict[str, int]) -> str:
+    return ", ".join(f"{name} {weight} %" for name, weight in weights.items())
