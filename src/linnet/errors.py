@@ -42,6 +42,14 @@ class TrainingError(LinnetError):
     """Training can't start or can't go on, for example because the loss is not a number."""
 
 
+class DivergedError(TrainingError):
+    """The loss is no longer a number."""
+
+
+class SearchError(LinnetError):
+    """A search can't go on, or found nothing."""
+
+
 class CheckpointError(LinnetError):
     """A checkpoint is absent, half written, or of another network or dataset."""
 
@@ -159,3 +167,7 @@ class RolloutAbortedError(RolloutError):
     """The candidate was taken back: nothing went wrong, and the champion has all the traffic."""
 
     exit_code = 3
+
+
+class EvidenceError(RolloutError):
+    """What the servers counted can't be had, so nothing may be concluded and nothing advances."""

@@ -1,9 +1,7 @@
 """What was seen of champion and candidate over a window of time: the judge's whole input."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
 
 
 @dataclass(frozen=True)
@@ -16,15 +14,6 @@ class Histogram:
     def total(self) -> int:
         """Return how many values were counted."""
         return self.at_most.get(math.inf, 0)
-
-    @classmethod
-    def sum(cls, histograms: Iterable[Self]) -> Self:
-        """Return all of them as one, with the bounds that all of them have; empty ones add none."""
-        filled = [each for each in histograms if each.at_most]
-        if not filled:
-            return cls()
-        bounds = sorted(set.intersection(*(set(each.at_most) for each in filled)))
-        return cls({bound: sum(each.at_most[bound] for each in filled) for bound in bounds})
 
 
 @dataclass(frozen=True)

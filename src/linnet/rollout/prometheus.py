@@ -1,0 +1,118 @@
+"""What the servers counted, as Prometheus knows it."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import urllib3
+
+from linnet.errors import EvidenceError
+from linnet.rollout.evidence import (
+    CONFIDENCE,
+    LABELS,
+    READY,
+    REQUESTS,
+    SECONDS,
+    STARTED,
+    Counters,
+    Pod,
+    Sample,
+)
+
+_STALE_S: Final = 120.0
+_NAMES: Final = "|".join((REQUESTS, SECONDS, LABELS, CONFIDENCE, READY))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A value of an instant query, and the moment it is of, in Prometheus' Unix time."""
+
+    sample: Sample
+    at_s: float
+
+    @property
+    def pod(self) -> str:
+        return self.sample.labels.get("pod", "")
+
+
+class PrometheusEvidence:
+    """Asks Prometheus, where each series of the servers has the labels `namespace` and `pod`."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        model: str,
+        namespace: str,
+        pods: Callable[[], Sequence[Pod]],
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._address = address.rstrip("/")
+        self._model = model
+        self._of_namespace = f'namespace="{namespace}"'
+        self._pods = pods
+        self._http = urllib3.PoolManager(timeout=timeout_s, retries=False)
+
+    def snapshot(self) -> Counters:
+        """Return the counters of all pods as Prometheus read them last.
+
+        Raises:
+            EvidenceError: Prometheus doesn't answer, or has not read a ready pod of late.
+        """
+        pods = self._pods()
+        of_model = f'{self._of_namespace},model="{self._model}"'
+        read = self._query(f"timestamp({READY}{{{of_model}}})")
+        self._check_fresh(pods, read)
+        found = self._query(f'{{__name__=~"{_NAMES}",{of_model}}}')
+        started = self._query(f"{STARTED}{{{self._of_namespace}}}")
+        samples: dict[str, list[Sample]] = defaultdict(list)
+        for answer in (*found, *started):
+            samples[answer.pod].append(answer.sample)
+        now = max((answer.at_s for answer in read), default=0.0)
+        return Counters.of(now, pods, samples, model=self._model)
+
+    def _check_fresh(self, pods: Sequence[Pod], read: Iterable[_Answer]) -> None:
+        ages = {answer.pod: answer.at_s - answer.sample.value for answer in read}
+        for pod in pods:
+            if pod.ready and pod.name not in ages:
+                raise EvidenceError(
+                    f"Prometheus at {self._address} knows no {READY} of model {self._model} with "
+                    f'pod="{pod.name}": if the pod is older than a minute, see the page /targets '
+                    "and that the targets' labels include namespace and pod"
+                )
+            if pod.ready and ages[pod.name] > _STALE_S:
+                raise EvidenceError(
+                    f"Prometheus at {self._address} read pod {pod.name} last "
+                    f"{ages[pod.name]:.0f} s ago: see the page /targets"
+                )
+
+    def _query(self, query: str) -> list[_Answer]:
+        where = f"Prometheus at {self._address}"
+        try:
+            response = self._http.request(
+                "GET", f"{self._address}/api/v1/query", fields={"query": query}
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise EvidenceError(
+                f"{where} does not answer ({error}): see whether it is up, or leave `prometheus` "
+                "out of the settings to read the pods' own metrics"
+            ) from error
+        try:
+            answer = json.loads(response.data)
+            if answer["status"] == "success":
+                return [_answer(one) for one in answer["data"]["result"]]
+            reason = f"{answer.get('errorType')}: {answer.get('error')}"
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvidenceError(
+                f"{where} answers with status {response.status} and not as Prometheus does "
+                f"({response.data[:80]!r}): check the address"
+            ) from error
+        raise EvidenceError(f"{where} refuses {query} with status {response.status}: {reason}")
+
+
+def _answer(one: dict[str, Any]) -> _Answer:
+    at_s, value = one["value"]
+    labels = {str(key): str(text) for key, text in one["metric"].items()}
+    return _Answer(Sample(labels.get("__name__", ""), labels, float(value)), float(at_s))
