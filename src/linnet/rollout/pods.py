@@ -24,7 +24,7 @@ class Trouble:
 def trouble_of(
     pods: list[Any], deployment: Object | None, service: Object | None
 ) -> Trouble | None:
-    """Return what keeps pods from being ready, or their Deployment or InferenceService from them."""
+    """Return what keeps pods from being ready, or their owners from making them."""
     found = [trouble for pod in pods for trouble in _of_pod(pod)]
     found.sort(key=lambda trouble: not trouble.final)
     if found:

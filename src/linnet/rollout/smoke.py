@@ -1,4 +1,4 @@
-"""Asking a release's pods its own sample pictures, whose answers it carries, outside the traffic."""
+"""Asking pods a release's own sample pictures, whose answers it carries, beside the traffic."""
 
 import base64
 import json
@@ -148,7 +148,10 @@ def _difference(told: Told, sample: Sample, classes: Sequence[str], release: str
     if told.release != release:
         return f"{told.release} answered, expected {release}"
     if told.label != expected:
-        return f"sample {sample.key} was named {told.label!r}, the release's own answer is {expected!r}"
+        return (
+            f"sample {sample.key} was named {told.label!r}, the release's own answer is "
+            f"{expected!r}"
+        )
     if len(told.probabilities) != len(sample.probabilities):
         return f"{len(told.probabilities)} probabilities, expected {len(sample.probabilities)}"
     difference = max(

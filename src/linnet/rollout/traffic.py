@@ -321,7 +321,7 @@ class KServeCanary:
         deadline = time.monotonic() + timeout_s
         yield
         while time.monotonic() < deadline:
-            self._sleep(self._settings.poll_s)
+            self._sleep(min(1.0, self._settings.analysis.poll_s))
             yield
 
 
