@@ -163,8 +163,13 @@ class Cluster:
         path = _path(kind, namespace, name)
         return self._json("PUT", path, "update", kind, name, namespace, body=body)
 
-    def patch(self, kind: Kind, name: str, patch: Object, *, namespace: str) -> Object:
-        """Merge a patch into an object (RFC 7386: null removes, lists are replaced)."""
+    def patch(
+        self, kind: Kind, name: str, patch: "Object | list[Object]", *, namespace: str
+    ) -> Object:
+        """Merge a patch (RFC 7386: null removes, lists are replaced), or apply a list of operations.
+
+        The operations (RFC 6902) may test what they build on: nothing changes when a test fails.
+        """
         path = _path(kind, namespace, name)
         return self._json("PATCH", path, "patch", kind, name, namespace, body=patch)
 
@@ -236,7 +241,7 @@ class Cluster:
         name: str,
         namespace: str,
         *,
-        body: Object | None = None,
+        body: "Object | list[Object] | None" = None,
     ) -> Object:
         what = f"{kind.full_name} {name}".rstrip() + f" in namespace {namespace}"
         status, answer = self._patiently(method, path, body, f"{verb} {what}")
@@ -245,7 +250,7 @@ class Cluster:
         _refuse(status, answer, verb, kind, what, self.address)
 
     def _patiently(
-        self, method: str, path: str, body: Object | None, doing: str
+        self, method: str, path: str, body: "Object | list[Object] | None", doing: str
     ) -> tuple[int, bytes]:
         """Send until there is an answer that is not a moment's failure, or patience ends."""
         deadline = time.monotonic() + self._patience_s
@@ -280,11 +285,16 @@ class Cluster:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _send(
-        self, method: str, path: str, body: Object | None, timeout: urllib3.Timeout
+        self,
+        method: str,
+        path: str,
+        body: "Object | list[Object] | None",
+        timeout: urllib3.Timeout,
     ) -> tuple[int, bytes]:
         headers = {"Accept": "application/json"}
         if body is not None:
-            kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+            patch = "json-patch" if isinstance(body, list) else "merge-patch"
+            kind = f"application/{patch}+json" if method == "PATCH" else "application/json"
             headers["Content-Type"] = kind
         self._api.update_params_for_auth(headers, [], ["BearerToken"])
         response = self._api.rest_client.pool_manager.request(

@@ -74,6 +74,9 @@ class Traffic(Protocol):
     def remove(self) -> None:
         """Take the candidate's requests away, wait, and then take the candidate away."""
 
+    def delete(self) -> None:
+        """Delete a first release that never became ready."""
+
 
 class KServeCanary:
     """One InferenceService with `spec.canary`, in KServe's Standard mode, from 0.21 on."""
@@ -94,7 +97,7 @@ class KServeCanary:
         self.needs = tuple(
             Access(verb, kind, settings.namespace)
             for kind, verbs in (
-                (INFERENCE_SERVICES, ("get", "create", "patch")),
+                (INFERENCE_SERVICES, ("get", "create", "patch", "delete")),
                 (DEPLOYMENTS, ("get",)),
                 (HTTP_ROUTES, ("get",)),
                 (PODS, ("list",)),
@@ -150,7 +153,7 @@ class KServeCanary:
                     "model": {**predictor["model"], "storageUri": uri},
                 },
             }
-            self._patch({"canary": [canary]})
+            self._patch([_put("/spec/canary", [canary])])
         self._wait_ready(f"{self._model}-{version}-predictor", version)
 
     def set_weight(self, weight: int) -> None:
@@ -166,13 +169,13 @@ class KServeCanary:
             min(self._settings.replicas, _replicas(service)),
             math.ceil(_replicas(service) * weight / 100),
         )
-        asked = {
-            **canary,
-            "trafficPercent": weight,
-            "predictor": {**canary["predictor"], "minReplicas": replicas},
-        }
-        if asked != canary:
-            self._patch({"canary": [asked]})
+        self._patch(
+            [
+                _test("/spec/canary/0/predictor/name", canary["predictor"]["name"]),
+                _put("/spec/canary/0/predictor/minReplicas", replicas),
+                _put("/spec/canary/0/trafficPercent", weight),
+            ]
+        )
         champion = self._backend(service["spec"]["predictor"])
         candidate = self._backend(canary["predictor"])
         self._wait_for_route({champion.service: 100 - weight, candidate.service: weight})
@@ -194,8 +197,18 @@ class KServeCanary:
         champion = self._backend(service["spec"]["predictor"])
         candidate = self._backend(canary["predictor"])
         self.set_weight(100)
-        settled = {key: value for key, value in canary["predictor"].items() if key != "minReplicas"}
-        self._patch({"predictor": settled, "canary": None})
+        self._patch(
+            [
+                _test("/spec/canary/0/predictor/name", candidate.version),
+                _test("/spec/canary/0/trafficPercent", 100),
+                *(
+                    _put(f"/spec/predictor/{key}", value)
+                    for key, value in canary["predictor"].items()
+                    if key != "minReplicas"
+                ),
+                {"op": "remove", "path": "/spec/canary"},
+            ]
+        )
         self._wait_alone(candidate)
         self._wait_gone(champion.service)
 
@@ -206,17 +219,25 @@ class KServeCanary:
         if service["spec"].get("canary"):
             candidate = self._backend(self._only_canary(service)["predictor"])
             self.set_weight(0)
-            self._patch({"canary": None})
+            self._patch(
+                [
+                    _test("/spec/canary/0/predictor/name", candidate.version),
+                    _test("/spec/canary/0/trafficPercent", 0),
+                    {"op": "remove", "path": "/spec/canary"},
+                ]
+            )
             self._wait_gone(candidate.service)
         self._wait_alone(champion)
+
+    def delete(self) -> None:
+        """Delete the InferenceService."""
+        self._cluster.delete(INFERENCE_SERVICES, self._model, namespace=self._namespace)
 
     def _service(self) -> Object:
         return self._cluster.get(INFERENCE_SERVICES, self._model, namespace=self._namespace)
 
-    def _patch(self, spec: Object) -> None:
-        self._cluster.patch(
-            INFERENCE_SERVICES, self._model, {"spec": spec}, namespace=self._namespace
-        )
+    def _patch(self, operations: list[Object]) -> None:
+        self._cluster.patch(INFERENCE_SERVICES, self._model, operations, namespace=self._namespace)
 
     def _only_canary(self, service: Object) -> Object:
         canaries = service["spec"].get("canary") or []
@@ -343,6 +364,7 @@ def first_service(model: str, version: str, uri: str, settings: RolloutSettings)
                 "name": version,
                 "minReplicas": settings.first_replicas,
                 "serviceAccountName": settings.service_account,
+                "automountServiceAccountToken": False,
                 # The server's drain_wait_s and drain_timeout_s fit into it.
                 "terminationGracePeriodSeconds": 60,
                 "model": {
@@ -413,6 +435,14 @@ def _available(deployment: Object) -> bool:
 
 def _replicas(service: Object) -> int:
     return int(service["spec"]["predictor"].get("minReplicas") or 1)
+
+
+def _test(path: str, value: object) -> Object:
+    return {"op": "test", "path": path, "value": value}
+
+
+def _put(path: str, value: object) -> Object:
+    return {"op": "add", "path": path, "value": value}
 
 
 def _words(weights: dict[str, int]) -> str:

@@ -118,6 +118,18 @@ class Registry:
             "register it first (linnet.release.bundle.register)"
         )
 
+    def tag(self, model: str, uri: str, tags: dict[str, str]) -> None:
+        """Add tags to a registered release; one that is not registered is left alone.
+
+        Raises:
+            TrackingError: the registry can't be reached.
+        """
+        for release in self.releases(model):
+            if release.uri == uri:
+                with tracking_errors(self.connections, f"tag {uri}"):
+                    for key, value in tags.items():
+                        self._client.set_model_version_tag(model, str(release.number), key, value)
+
     def remove(self, model: str, alias: Alias) -> None:
         """Take an alias away from whatever it points to."""
         with tracking_errors(self.connections, f"remove @{alias} of {model}"):
