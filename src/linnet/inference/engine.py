@@ -310,9 +310,8 @@ def _together(jobs: list[Job], buffer: Pixels) -> Pixels:
 def _set_errors(jobs: list[Job], error: BaseException) -> None:
     for job in jobs:
         if not job.future.done():
-            job.future.set_exception(
-                error if isinstance(error, LinnetError) else EngineError(error)
-            )
+            known = isinstance(error, LinnetError | MemoryError)
+            job.future.set_exception(error if known else EngineError(error))
 
 
 class EngineError(Exception):

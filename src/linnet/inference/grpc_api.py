@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -17,8 +18,10 @@ from linnet.inference import v2
 from linnet.inference.answers import Answers
 from linnet.inference.logs import Access
 from linnet.inference.messages import Infer, read_infer
+from linnet.inference.metrics import Metrics
 from linnet.inference.models import Models, ServedModel
 from linnet.inference.protocol import open_inference_pb2 as pb
+from linnet.inference.queueing import Bodies, out_of_memory
 from linnet.inference.rest import EXTENSIONS, check_token, describe
 from linnet.inference.settings import ServeSettings
 
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 SERVICE: Final = "inference.GRPCInferenceService"
 CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -35,7 +39,11 @@ CODES: Final = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-_REFUSING_S: Final = 0.25
+_HOLDING_S: Final = 0.25
+_CLOSING_S: Final = 0.05
+# Bytes that a message counts for at least while it is received, and how fast large ones fade.
+_SMALL: Final = 256 << 10
+_KEPT: Final = 0.98
 _OPEN: Final = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 _TYPED: Final = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 _CONTENTS: Final = {
@@ -47,18 +55,30 @@ _CONTENTS: Final = {
 }
 
 Context = Any
-Method = Callable[[Any, Context], Awaitable[Message]]
+Handler = Callable[[Any, Context], Awaitable[Message]]
+Method = Callable[[Any, "Call"], Awaitable[Message]]
 
 
 class GrpcServer:
     """Listens and answers; `draining` turns readiness off."""
 
-    def __init__(self, models: Models, settings: ServeSettings, access: Access) -> None:
+    def __init__(
+        self,
+        models: Models,
+        settings: ServeSettings,
+        access: Access,
+        metrics: Metrics,
+        bodies: Bodies,
+    ) -> None:
         self.draining = False
         self._stopping = False
+        self._closed = asyncio.Event()
         self._models = models
         self._settings = settings
         self._access = access
+        self._metrics = metrics
+        self._bodies = bodies
+        self._expected = _SMALL
         self._limits = v2.Limits(settings.pictures_per_request, settings.max_pixels)
         self._token = None if settings.token is None else settings.token.get_secret_value()
         self._server = grpc.aio.server(
@@ -91,30 +111,34 @@ class GrpcServer:
         """Take no new calls, finish those that were accepted, close.
 
         gRPC cancels a call that arrives in the moment of its stop, which callers can't tell from a
-        failure. So for a moment before it, new calls are told that the server is unavailable.
+        failure. So new calls are held for a moment before it, and told right after it that the
+        server is unavailable: whoever waits for an answer makes no call in that moment.
         """
         self._stopping = True
-        await asyncio.sleep(min(_REFUSING_S, timeout_s))
-        await self._server.stop(timeout_s)
+        await asyncio.sleep(min(_HOLDING_S, timeout_s))
+        stopping = asyncio.create_task(self._server.stop(timeout_s))
+        await asyncio.sleep(min(_CLOSING_S, timeout_s))
+        self._closed.set()
+        await stopping
 
-    async def server_live(self, request: Any, context: Context) -> Message:
+    async def server_live(self, request: Any, call: "Call") -> Message:
         """Return that the server lives."""
         return pb.ServerLiveResponse(live=True)
 
-    async def server_ready(self, request: Any, context: Context) -> Message:
+    async def server_ready(self, request: Any, call: "Call") -> Message:
         """Return whether all models answer."""
         return pb.ServerReadyResponse(ready=self._models.ready and not self.draining)
 
-    async def model_ready(self, request: Any, context: Context) -> Message:
+    async def model_ready(self, request: Any, call: "Call") -> Message:
         """Return whether one model answers."""
         self._models.find(request.name, request.version or None)
         return pb.ModelReadyResponse(ready=not self.draining)
 
-    async def server_metadata(self, request: Any, context: Context) -> Message:
+    async def server_metadata(self, request: Any, call: "Call") -> Message:
         """Return the server's name, version and extensions."""
         return pb.ServerMetadataResponse(name="linnet", version=__version__, extensions=EXTENSIONS)
 
-    async def model_metadata(self, request: Any, context: Context) -> Message:
+    async def model_metadata(self, request: Any, call: "Call") -> Message:
         """Return a model's inputs and outputs."""
         values = describe(self._models.find(request.name, request.version or None))
         properties = values["properties"]
@@ -130,7 +154,7 @@ class GrpcServer:
             },
         )
 
-    async def repository_index(self, request: Any, context: Context) -> Message:
+    async def repository_index(self, request: Any, call: "Call") -> Message:
         """Return all models with their states."""
         return pb.RepositoryIndexResponse(
             models=[
@@ -142,47 +166,46 @@ class GrpcServer:
             ]
         )
 
-    async def repository_model_load(self, request: Any, context: Context) -> Message:
+    async def repository_model_load(self, request: Any, call: "Call") -> Message:
         """Load a model again."""
         self._check_repository()
         await self._models.reload(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
-    async def repository_model_unload(self, request: Any, context: Context) -> Message:
+    async def repository_model_unload(self, request: Any, call: "Call") -> Message:
         """Stop serving a model."""
         self._check_repository()
         self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
-    async def model_infer(self, request: Infer, context: Context) -> Message:
-        """Answer pictures."""
-        started = time.perf_counter()
-        model = self._models.peek(request.message.model_name)
-        code = "OK"
-        try:
+    async def model_infer(self, messages: Any, call: "Call") -> Message:
+        """Answer pictures; their message is read only when there is room for it."""
+        refusal = self._models.full() or self._bodies.refusal(self._expected)
+        if refusal is not None:
+            raise refusal
+        with self._bodies.holding(self._expected):
+            request = await self._read(call)
+        # gRPC does not say how long a message will be: each counts as the largest of late.
+        self._expected = max(request.size, _SMALL, int(_KEPT * self._expected))
+        with self._bodies.holding(request.size):
+            call.id = request.message.id
+            call.model = self._models.peek(request.message.model_name)
             return await self._infer(request.message, request.raw)
-        except RequestError as error:
-            code = CODES.get(error.status, grpc.StatusCode.INTERNAL).name
-            raise
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception:
-            code = "INTERNAL"
-            raise
-        finally:
-            took = time.perf_counter() - started
-            if model is not None:
-                model.metrics.finished("grpc", code, took)
-            self._access.note(
-                id=request.message.id,
-                protocol="grpc",
-                call="ModelInfer",
-                model=model,
-                code=code,
-                failed=code != "OK",
-                seconds=took,
-            )
+
+    async def _read(self, call: "Call") -> Infer:
+        """Receive the message of a call."""
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                request = await call.context.read()
+        except TimeoutError as error:
+            raise RequestError(
+                "the message was not sent in time: send it faster", status=408
+            ) from error
+        if request is grpc.aio.EOF:
+            raise RequestError("the call has no message: send a ModelInferRequest")
+        if request is None:
+            raise _unreadable("ModelInfer")
+        return cast(Infer, request)
 
     async def _infer(self, request: Any, raw: Sequence[v2.Buffer]) -> Message:
         model = self._models.find(request.model_name, request.model_version or None)
@@ -215,7 +238,6 @@ class GrpcServer:
             "ModelReady": (self.model_ready, pb.ModelReadyRequest),
             "ServerMetadata": (self.server_metadata, pb.ServerMetadataRequest),
             "ModelMetadata": (self.model_metadata, pb.ModelMetadataRequest),
-            "ModelInfer": (self.model_infer, pb.ModelInferRequest),
             "RepositoryIndex": (self.repository_index, pb.RepositoryIndexRequest),
             "RepositoryModelLoad": (self.repository_model_load, pb.RepositoryModelLoadRequest),
             "RepositoryModelUnload": (
@@ -223,46 +245,55 @@ class GrpcServer:
                 pb.RepositoryModelUnloadRequest,
             ),
         }
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: grpc.unary_unary_rpc_method_handler(
-                    self._guarded(name, method),
-                    request_deserializer=(
-                        read_infer if name == "ModelInfer" else _deserializer(message)
-                    ),
-                    response_serializer=_serialize,
-                )
-                for name, (method, message) in calls.items()
-            },
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(name, method),
+                request_deserializer=_deserializer(message),
+                response_serializer=_serialize,
+            )
+            for name, (method, message) in calls.items()
+        }
+        # To callers it is unary, too. Here, its message is read only when there is room for it.
+        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
+            self._guarded("ModelInfer", self.model_infer),
+            request_deserializer=read_infer,
+            response_serializer=_serialize,
         )
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _guarded(self, name: str, method: Method) -> Method:
+    def _guarded(self, name: str, method: Method) -> Handler:
         """Return the method with authorization in front, and errors turned into statuses."""
 
-        async def call(request: Any, context: Context) -> Message:
+        async def answer(request: Any, context: Context) -> Message:
+            call = Call(name, context)
+            began, code = time.perf_counter(), "INTERNAL"
             try:
-                if request is None:
-                    raise RequestError(
-                        f"the message can't be read: send a {name}Request as "
-                        "open_inference.proto describes it"
-                    )
                 if self._stopping:
+                    # Once it has closed: whoever is told before may call again meanwhile.
+                    await self._closed.wait()
                     raise RequestError("this server is stopping: call another one", status=503)
-                if self._token is not None and name not in _OPEN:
-                    given = {key: str(value) for key, value in context.invocation_metadata() or ()}
-                    check_token(self._token, given.get("authorization"), given.get("x-api-key"))
-                return await method(request, context)
-            except RequestError as error:
-                if error.retry_after_s is not None:
+                self._authorize(call)
+                if request is None:
+                    raise _unreadable(name)
+                message = await method(request, call)
+                code = "OK"
+                return message
+            except (RequestError, MemoryError) as error:
+                refusal = error if isinstance(error, RequestError) else out_of_memory()
+                status = CODES.get(refusal.status, grpc.StatusCode.INTERNAL)
+                code = status.name
+                if refusal.retry_after_s is not None:
                     context.set_trailing_metadata(
                         (
-                            ("retry-after", str(error.retry_after_s)),
-                            ("grpc-retry-pushback-ms", str(1000 * error.retry_after_s)),
+                            ("retry-after", str(refusal.retry_after_s)),
+                            ("grpc-retry-pushback-ms", str(1000 * refusal.retry_after_s)),
                         )
                     )
-                await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), str(error))
-            except (asyncio.CancelledError, grpc.aio.AbortError):
+                await context.abort(status, str(refusal))
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except grpc.aio.AbortError:
                 raise
             except Exception:
                 logger.exception("%s failed", name)
@@ -271,9 +302,49 @@ class GrpcServer:
                     "something went wrong here, not with the request: ask whoever runs this "
                     "server to look into its log",
                 )
+            finally:
+                self._note(call, code, time.perf_counter() - began)
             raise AssertionError("unreachable")
 
-        return call
+        return answer
+
+    def _authorize(self, call: "Call") -> None:
+        if self._token is not None and call.name not in _OPEN:
+            metadata = call.context.invocation_metadata() or ()
+            given = {key: str(value) for key, value in metadata}
+            check_token(self._token, given.get("authorization"), given.get("x-api-key"))
+
+    def _note(self, call: "Call", code: str, seconds: float) -> None:
+        """Count and log a call that is over."""
+        if call.model is not None:
+            call.model.metrics.finished("grpc", code, seconds)
+        elif code != "OK":
+            self._metrics.refused.labels("grpc", code).inc()
+        self._access.note(
+            id=call.id,
+            protocol="grpc",
+            call=call.name,
+            model=call.model,
+            code=code,
+            failed=code != "OK",
+            seconds=seconds,
+        )
+
+
+@dataclass(slots=True)
+class Call:
+    """One call: what of it becomes known goes into the log."""
+
+    name: str
+    context: Context
+    id: str = ""
+    model: ServedModel | None = None
+
+
+def _unreadable(name: str) -> RequestError:
+    return RequestError(
+        f"the message can't be read: send a {name}Request as open_inference.proto describes it"
+    )
 
 
 def _deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:

@@ -3,7 +3,8 @@
 Why not an ASGI server: a body reaches an ASGI application in pieces that have to be joined, and
 slow senders, large heads and half-open connections are nobody's business there. Here a body of
 known length is received into one buffer of that length, heads and bodies have deadlines, and a
-request can be refused before its body is read.
+request can be refused before its body is read. What a connection refuses by itself goes through the
+same handler as what it answers, so logs and metrics see it.
 Source: RFC 9112; parsed by llhttp (httptools).
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 import orjson
 
 from linnet.errors import RequestError
+from linnet.inference.queueing import Bodies, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,6 @@ class HttpLimits:
     """What a connection may take of time (seconds) and memory (bytes)."""
 
     max_body_bytes: int
-    bodies_bytes: int
     max_connections: int
     head_timeout_s: float
     body_timeout_s: float
@@ -91,18 +92,19 @@ class HttpServer:
     """Connections, and what they share.
 
     Args:
-        handle: answers a whole request, or sends the gate's refusal of it.
+        handle: answers a whole request, or passes on the refusal of it.
         gate: looks at a request's head and its body's length (-1: unknown) before the body is read;
             returns the refusal, or None to let it pass.
+        bodies: counts the bytes of all bodies.
     """
 
-    def __init__(self, handle: Handler, gate: Gate, limits: HttpLimits) -> None:
+    def __init__(self, handle: Handler, gate: Gate, limits: HttpLimits, bodies: Bodies) -> None:
         self.handle = handle
         self.gate = gate
         self.limits = limits
+        self.bodies = bodies
         self.connections: set[Connection] = set()
         self.draining = False
-        self.bodies_bytes = 0
         self.head_buffer = memoryview(bytearray(_HEAD_BUFFER))
         self.skip_buffer = memoryview(bytearray(_SKIP_BUFFER))
         self.date = formatdate(usegmt=True)
@@ -198,11 +200,11 @@ class Connection(asyncio.BufferedProtocol):
         """Take note of a new connection, or turn it away when there are too many."""
         self._transport = transport  # type: ignore[assignment]
         server = self._server
-        if len(server.connections) >= server.limits.max_connections:
+        server.connections.add(self)
+        if len(server.connections) > server.limits.max_connections:
             self._refuse(
                 _error(503, f"{server.limits.max_connections} connections are open: try later", 1)
             )
-        server.connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Give up whatever the client no longer waits for."""
@@ -326,16 +328,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._now.refusal is not None:
             return
         self._now.answer = server.gate(request, -1 if chunked else length)
-        if self._now.answer is None and server.bodies_bytes + length > limits.bodies_bytes:
-            self._now.answer = _error(
-                429, "too much is being sent at once: try again in a moment", retry_after_s=1
-            )
         self._now.length = length
         self._now.chunks = bytearray() if chunked else None
         if self._now.answer is None and length:
-            self._hold(length)
-            # Not a bytearray: that would be filled with zeros first.
-            self._now.body = np.empty(length, np.uint8).data
+            self._make_room(length)
         if length or chunked:
             self._deadline = time.monotonic() + limits.body_timeout_s
             if self._now.headers.get("expect", "").lower() == "100-continue":
@@ -359,11 +355,15 @@ class Connection(asyncio.BufferedProtocol):
             self._now.refusal = _error(
                 413, f"the body has more than {most} bytes: send less at once"
             )
-        elif self._server.bodies_bytes + len(body) > self._server.limits.bodies_bytes:
-            self._now.refusal = _error(429, "too much is being sent at once: try again", 1)
+        elif (refusal := self._server.bodies.refusal(len(body))) is not None:
+            self._now.refusal = error_response(refusal)
         else:
-            self._hold(len(body))
-            self._now.chunks += body
+            try:
+                self._now.chunks += body
+            except MemoryError:
+                self._now.refusal = error_response(out_of_memory())
+            else:
+                self._hold(len(body))
         if self._now.filled > most:
             self._now.refusal = self._now.answer
 
@@ -457,18 +457,16 @@ class Connection(asyncio.BufferedProtocol):
         )
 
     def _refuse(self, response: Response) -> None:
-        """Answer a request that can't be read to its end, and close."""
-        self._now.missing = 0
-        self._now.begun = False
-        if self._task is not None:
-            # Answers to earlier requests are still to come and go first.
-            request = Request("", "", "", {}, memoryview(b""), keep_alive=False)
-            self._requests.append((request, response))
-            self._lingering = True
-            self._deadline = math.inf
-            return
-        self._write(response, last=True)
-        self._linger()
+        """Answer a request that can't be read to its end, after those before it, and close."""
+        request = self._now.request or Request("", "", "", {}, memoryview(b""), keep_alive=False)
+        request.keep_alive = False
+        request.received_s = time.perf_counter()
+        self._now = _Message()
+        self._requests.append((request, response))
+        self._lingering = True
+        self._deadline = math.inf
+        if self._task is None:
+            self._task = self._loop.create_task(self._respond())
 
     def _linger(self) -> None:
         """Send what there is and the end; read on for a moment, or a reset may overtake it."""
@@ -484,13 +482,26 @@ class Connection(asyncio.BufferedProtocol):
                 self._reading = True
                 self._transport.resume_reading()
 
+    def _make_room(self, size: int) -> None:
+        """Get the buffer that a body will be written to, or its refusal."""
+        if (refusal := self._server.bodies.refusal(size)) is not None:
+            self._now.answer = error_response(refusal)
+            return
+        try:
+            # Not a bytearray: that would be filled with zeros first.
+            self._now.body = np.empty(size, np.uint8).data
+        except MemoryError:
+            self._now.answer = error_response(out_of_memory())
+            return
+        self._hold(size)
+
     def _hold(self, size: int) -> None:
         self._held += size
-        self._server.bodies_bytes += size
+        self._server.bodies.take(size)
 
     def _release(self, size: int) -> None:
         self._held -= size
-        self._server.bodies_bytes -= size
+        self._server.bodies.give_back(size)
 
 
 def error_response(error: RequestError) -> Response:

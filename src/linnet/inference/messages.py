@@ -19,6 +19,7 @@ class Infer:
 
     message: Any
     raw: Sequence[Buffer]
+    size: int
 
 
 def read_infer(encoded: bytes) -> Infer | None:
@@ -37,7 +38,7 @@ def read_infer(encoded: bytes) -> Infer | None:
             if at == len(encoded):
                 rest.append(view[begun:])
                 message = pb.ModelInferRequest.FromString(b"".join(rest))
-                return Infer(message, raw)
+                return Infer(message, raw, len(encoded))
             tag = encoded[at]
             size, start = _varint(encoded, at + 1)
             end = start + size
@@ -50,7 +51,7 @@ def read_infer(encoded: bytes) -> Infer | None:
                 begun = end
             at = end
         whole = pb.ModelInferRequest.FromString(encoded)
-        return Infer(whole, whole.raw_input_contents)
+        return Infer(whole, whole.raw_input_contents, len(encoded))
     except (DecodeError, IndexError):
         return None
 

@@ -65,8 +65,23 @@ class Metrics:
             buckets=_CONFIDENCE,
             registry=to,
         )
+        self.refused = Counter(
+            "linnet_refused",
+            "Requests that were refused without a model: unread, unknown, unauthorized",
+            ("protocol", "code"),
+            registry=to,
+        )
+        self.max_batch = Gauge(
+            "linnet_max_batch", "Most pictures in one run of the model", _OF, registry=to
+        )
         self.queue_pictures = Gauge(
             "linnet_queue_pictures", "Pictures accepted and not yet answered", _OF, registry=to
+        )
+        self.queue_limit = Gauge(
+            "linnet_queue_limit_pictures",
+            "Pictures that are accepted now at most",
+            _OF,
+            registry=to,
         )
         self.ready = Gauge("linnet_model_ready", "1 when the model answers", _OF, registry=to)
         self.connections = Gauge("linnet_rest_connections", "Open REST connections", registry=to)
@@ -86,13 +101,15 @@ class ModelMetrics:
         self._decode = stage.labels(*self._of, "decode")
         self._infer = stage.labels(*self._of, "infer")
         self._queue = stage.labels(*self._of, "queue")
-        self._batch = metrics.batch_pictures.labels(*self._of)
+        self._pictures = metrics.batch_pictures.labels(*self._of)
         self._labels = [metrics.predictions.labels(*self._of, name) for name in classes]
         self._confidence = metrics.confidence.labels(*self._of)
         self._abstained = metrics.abstained.labels(*self._of)
         self._requests: dict[tuple[str, str], Counter] = {}
         self._seconds: dict[str, Histogram] = {}
+        self.batch = metrics.max_batch.labels(*self._of)
         self.queued = metrics.queue_pictures.labels(*self._of)
+        self.queue_limit = metrics.queue_limit.labels(*self._of)
         self.ready = metrics.ready.labels(*self._of)
 
     def decoded(self, seconds: float) -> None:
@@ -102,7 +119,7 @@ class ModelMetrics:
     def ran(self, pictures: int, seconds: float, queued: list[float]) -> None:
         """Note one run of the model, and how long each of its jobs had been in the queue."""
         self._infer.observe(seconds)
-        self._batch.observe(pictures)
+        self._pictures.observe(pictures)
         for waited in queued:
             self._queue.observe(waited)
 
@@ -135,5 +152,11 @@ class ModelMetrics:
 
     def forget(self) -> None:
         """Stop showing what is only true of a model that is there."""
-        for gauge in (self._metrics.queue_pictures, self._metrics.ready):
+        metrics = self._metrics
+        for gauge in (
+            metrics.max_batch,
+            metrics.queue_pictures,
+            metrics.queue_limit,
+            metrics.ready,
+        ):
             gauge.remove(*self._of)

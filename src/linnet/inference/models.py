@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ import numpy as np
 from linnet.data.preprocessing import Preprocessing, prepare, prepare_pixels
 from linnet.errors import LinnetError, PictureError, ReleaseError, RequestError
 from linnet.inference.answers import Answers, Judge
+from linnet.inference.batch_size import BatchSize, measure
 from linnet.inference.engine import Decoders, Engine, Pixels, Prepare
 from linnet.inference.metrics import Metrics, ModelMetrics
+from linnet.inference.queueing import Waiting
 from linnet.inference.session import Session
 from linnet.inference.settings import ServeSettings
 from linnet.inference.v2 import Buffer, Renderer
@@ -37,6 +38,8 @@ _MOVES = {
     "too_large": "send a smaller picture",
     "unsupported": "convert it to 8-bit RGB",
 }
+# Pictures that a worker always has in sight: less would let it wait between two runs.
+_LEAST_PER_WORKER = 16
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 
@@ -64,8 +67,10 @@ class ServedModel:
         name: str,
         release: Release,
         engine: Engine,
-        settings: ServeSettings,
+        waiting: Waiting,
         metrics: ModelMetrics,
+        *,
+        max_pixels: int,
     ) -> None:
         manifest = release.manifest
         self.name = name
@@ -76,23 +81,10 @@ class ServedModel:
         self.spec = Preprocessing.from_json(manifest["preprocessing"])
         self.metrics = metrics
         self.renderer = Renderer(name, self.version, self.classes, self.release)
+        self.waiting = waiting
         self._engine = engine
-        self._settings = settings
+        self._max_pixels = max_pixels
         self._judge = Judge(self.classes, manifest.get("thresholds"))
-        self._pending = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._rate = 0.0
-        self._last_s = time.perf_counter()
-
-    @property
-    def pending(self) -> int:
-        """Return how many pictures are accepted and not yet answered."""
-        return self._pending
-
-    def full(self) -> RequestError | None:
-        """Return the refusal of one more picture, or None while there is room."""
-        return self._refusal(1)
 
     async def answer(self, *, pixels: Pixels | None, encoded: Sequence[Buffer] | None) -> Answers:
         """Answer decoded pictures [N, H, W, 3] or encoded ones.
@@ -101,22 +93,13 @@ class ServedModel:
             RequestError: a picture can't be used, or the queue is full.
         """
         count = len(encoded or ()) if pixels is None else len(pixels)
-        if (refusal := self._refusal(count)) is not None:
-            raise refusal
-        self._pending += count
-        self._idle.clear()
-        try:
+        with self.waiting.taking(count):
             if pixels is not None and pixels.shape[1:] == self.shape:
                 probabilities = await self._engine.classify(pixels)
             else:
                 probabilities = await self._engine.prepare_and_classify(
                     self._resizes(pixels) if pixels is not None else self._decodes(encoded or ())
                 )
-        finally:
-            self._pending -= count
-            if not self._pending:
-                self._idle.set()
-        self._note_rate(count)
         answers = self._judge.answer(probabilities)
         self.metrics.answered(answers)
         return answers
@@ -128,7 +111,7 @@ class ServedModel:
 
     async def close(self) -> None:
         """Finish what was accepted and stop the threads."""
-        await self._idle.wait()
+        await self.waiting.empty()
         await asyncio.to_thread(self._engine.close)
 
     def _decodes(self, encoded: Sequence[Buffer]) -> list[Prepare]:
@@ -140,7 +123,7 @@ class ServedModel:
 
     def _decode(self, picture: Buffer, number: int | None) -> Pixels:
         try:
-            pixels = prepare(bytes(picture), self.spec, max_pixels=self._settings.max_pixels)
+            pixels = prepare(bytes(picture), self.spec, max_pixels=self._max_pixels)
         except PictureError as error:
             which = "the picture" if number is None else f"picture {number}"
             raise RequestError(
@@ -155,26 +138,6 @@ class ServedModel:
 
     def _resize(self, picture: Pixels) -> Pixels:
         return prepare_pixels(picture, self.spec)[np.newaxis]
-
-    def _refusal(self, count: int) -> RequestError | None:
-        most = self._settings.queue_pictures
-        if not self._pending or self._pending + count <= most:
-            return None
-        wait_s = max(1, math.ceil(self._pending / self._rate)) if self._rate else 1
-        return RequestError(
-            f"{self.name} is busy with {self._pending} pictures of at most {most}: try again in "
-            f"{wait_s} s",
-            status=429,
-            retry_after_s=min(wait_s, 60),
-        )
-
-    def _note_rate(self, count: int) -> None:
-        """Keep a moving average of pictures per second, for Retry-After."""
-        now = time.perf_counter()
-        took = max(now - self._last_s, 1e-6)
-        self._last_s = now
-        share = min(1.0, took)
-        self._rate += share * (count / took - self._rate)
 
 
 @dataclass
@@ -260,6 +223,12 @@ class Models:
             )
         return entry.model
 
+    def full(self) -> RequestError | None:
+        """Return the refusal of one more picture where no model has room for it."""
+        serving = [entry.model for entry in self._entries.values() if entry.model is not None]
+        refusals = [model.waiting.refusal(1) for model in serving]
+        return refusals[0] if refusals and all(refusals) else None
+
     async def load_all(self, addresses: Sequence[Address]) -> None:
         """Load the models a server starts with.
 
@@ -327,40 +296,68 @@ class Models:
         self._loads += 1
         scratch = self._scratch / str(self._loads)
         started = time.perf_counter()
-        parts = await asyncio.to_thread(
-            _open, address, scratch, self._connections, self._wide_threads
-        )
+        parts = await asyncio.to_thread(self._open, address, scratch)
         name = name or address.name or parts.release.model
         classes = parts.release.manifest["classes"]
         metrics = ModelMetrics(
             self._metrics, name, f"{parts.release.model}/{parts.release.version}", classes
         )
-        size_px = Preprocessing.from_json(parts.release.manifest["preprocessing"]).size_px
+        settings = self._settings
         engine = Engine(
             parts.narrow,
             parts.wide,
-            shape=(size_px, size_px, 3),
+            shape=parts.shape,
             workers=self._workers,
-            max_batch=self._settings.max_batch,
-            max_wait_s=self._settings.max_wait_ms / 1000,
+            max_batch=parts.batch.pictures,
+            max_wait_s=settings.max_wait_ms / 1000,
             decoders=self._decoders,
             watch=metrics,
             loop=loop,
         )
-        model = ServedModel(name, parts.release, engine, self._settings, metrics)
+        waiting = Waiting(
+            name,
+            wait_s=settings.queue_wait_ms / 1000,
+            least=_LEAST_PER_WORKER * self._workers,
+            most=settings.queue_pictures,
+        )
+        model = ServedModel(
+            name, parts.release, engine, waiting, metrics, max_pixels=settings.max_pixels
+        )
         try:
             await warm_up(parts, engine, model.spec, self._settings.warm_up_tolerance)
         except BaseException:
             await model.close()
             raise
         took = time.perf_counter() - started
-        logger.info("%s answers from %s in %.2f s", name, parts.release.uri, took)
+        metrics.batch.set(parts.batch.pictures)
+        logger.info(
+            "%s answers from %s in %.2f s; batches of at most %d (CPU ms a picture by size: %s)",
+            name,
+            parts.release.uri,
+            took,
+            parts.batch.pictures,
+            parts.batch.cpu_ms or "not measured",
+        )
         return name, model
+
+    def _open(self, address: Address, scratch: Path) -> "_Parts":
+        """Fetch and check a release and load its graph; takes a while: not on the event loop."""
+        release = open_release(address.release, scratch=scratch, connections=self._connections)
+        digest = release.manifest["files"][release.graph_path.name]["sha256"]
+        narrow = Session(release.graph_path, sha256=digest, threads=1)
+        threads = self._wide_threads
+        wide = Session(release.graph_path, threads=threads) if threads > 1 else None
+        size_px = Preprocessing.from_json(release.manifest["preprocessing"]).size_px
+        shape = (size_px, size_px, 3)
+        given = self._settings.max_batch
+        batch = measure(narrow, shape) if given == "auto" else BatchSize(given, {})
+        return _Parts(release, narrow, wide, read_samples(release.samples_path), shape, batch)
 
     def _put(self, name: str, address: Address, model: ServedModel) -> None:
         self._entries[name] = _Entry(address, model, "READY")
         model.metrics.ready.set(1)
-        model.metrics.queued.set_function(lambda: model.pending)
+        model.metrics.queued.set_function(lambda: model.waiting.pictures)
+        model.metrics.queue_limit.set_function(lambda: model.waiting.limit)
 
     def _retire(self, model: ServedModel) -> None:
         served = any(
@@ -382,17 +379,8 @@ class _Parts:
     narrow: Session
     wide: Session | None
     samples: list[Sample]
-
-
-def _open(
-    address: Address, scratch: Path, connections: Connections | None, wide_threads: int
-) -> _Parts:
-    """Fetch and check a release and load its graph; takes a while, so not on the event loop."""
-    release = open_release(address.release, scratch=scratch, connections=connections)
-    digest = release.manifest["files"][release.graph_path.name]["sha256"]
-    narrow = Session(release.graph_path, sha256=digest, threads=1)
-    wide = Session(release.graph_path, threads=wide_threads) if wide_threads > 1 else None
-    return _Parts(release, narrow, wide, read_samples(release.samples_path))
+    shape: tuple[int, int, int]
+    batch: BatchSize
 
 
 async def warm_up(parts: _Parts, engine: Engine, spec: Preprocessing, tolerance: float) -> None:

@@ -21,6 +21,7 @@ from linnet.inference.http import JSON, Request, Response, error_response
 from linnet.inference.logs import Access
 from linnet.inference.metrics import Metrics
 from linnet.inference.models import Models, ServedModel
+from linnet.inference.queueing import out_of_memory
 from linnet.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
 
 class Rest:
-    """Routes and answers of REST requests. `alive` turns False while the server drains."""
+    """Routes and answers of REST requests; `draining` turns readiness off."""
 
     def __init__(
         self, models: Models, metrics: Metrics, settings: ServeSettings, access: Access
@@ -54,14 +55,17 @@ class Rest:
                 raise RequestError(
                     "compressed bodies are not read: send it without Content-Encoding", status=415
                 )
-            if model is not None and (refusal := model.full()) is not None:
+            if model is not None and (refusal := model.waiting.refusal(1)) is not None:
                 raise refusal
         except RequestError as error:
             return error_response(error)
         return None
 
     async def handle(self, request: Request, refusal: Response | None = None) -> Response:
-        """Answer a request, or pass on the gate's refusal; every error becomes an answer."""
+        """Answer a request, or pass on its refusal; every error becomes an answer.
+
+        A request that could not be read has no method and no path.
+        """
         request.id = _request_id(request)
         model: ServedModel | None = None
         try:
@@ -74,6 +78,8 @@ class Rest:
             response = error_response(
                 RequestError("no answer in time: send less at once, or try again", status=504)
             )
+        except MemoryError:
+            response = error_response(out_of_memory())
         except Exception:
             logger.exception("request %s failed", request.id)
             response = error_response(
@@ -86,11 +92,13 @@ class Rest:
         took = time.perf_counter() - request.received_s
         if model is not None:
             model.metrics.finished("rest", str(response.status), took)
+        elif response.status >= 400:
+            self._metrics.refused.labels("rest", str(response.status)).inc()
         response.headers.append(("x-request-id", request.id))
         self._access.note(
             id=request.id,
             protocol="rest",
-            call=f"{request.method} {request.path}",
+            call=f"{request.method} {request.path}".strip() or "unread",
             model=model,
             code=response.status,
             failed=response.status >= 400,

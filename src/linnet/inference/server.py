@@ -15,6 +15,7 @@ from linnet.inference.http import HttpLimits, HttpServer
 from linnet.inference.logs import Access
 from linnet.inference.metrics import Metrics
 from linnet.inference.models import Address, Models
+from linnet.inference.queueing import Bodies
 from linnet.inference.rest import Rest
 from linnet.inference.settings import ServeSettings
 from linnet.stores.connections import Connections
@@ -85,9 +86,10 @@ async def _serve(
     access = Access(settings)
     models = Models(settings, metrics, scratch=scratch, connections=connections)
     rest = Rest(models, metrics, settings, access)
-    http = HttpServer(rest.handle, rest.gate, _http_limits(settings))
+    bodies = Bodies(settings.bodies_bytes)
+    http = HttpServer(rest.handle, rest.gate, _http_limits(settings), bodies)
     metrics.connections.set_function(lambda: len(http.connections))
-    rpc = GrpcServer(models, settings, access)
+    rpc = GrpcServer(models, settings, access, metrics, bodies)
     try:
         rest_port = await _listening(http.listen, settings.host, settings.rest_port)
         grpc_port = await _listening(rpc.listen, settings.host, settings.grpc_port)
@@ -154,7 +156,6 @@ async def _either(event: asyncio.Event, seconds: float) -> None:
 def _http_limits(settings: ServeSettings) -> HttpLimits:
     return HttpLimits(
         max_body_bytes=settings.max_body_bytes,
-        bodies_bytes=settings.bodies_bytes,
         max_connections=settings.max_connections,
         head_timeout_s=settings.head_timeout_s,
         body_timeout_s=settings.body_timeout_s,

@@ -160,9 +160,14 @@ class Session:
 
         Raises:
             GraphError: the pictures are not of the shape or type that the graph takes.
+            MemoryError: there is not enough memory for so many.
         """
         try:
             (probabilities,) = self._session.run([OUTPUT], {INPUT: pictures})
+        except ort.capi.onnxruntime_pybind11_state.RuntimeException as error:
+            if "allocate memory" in str(error) or "bad allocation" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
         except (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
             wanted = self._session.get_inputs()[0]
             raise GraphError(

@@ -25,8 +25,10 @@ class ServeSettings(Settings):
     decode_threads: Count | None = Field(
         None, description="threads that decode and resize; null: one per available CPU"
     )
-    max_batch: Annotated[int, Field(ge=1, le=256)] = Field(
-        8, description="most pictures in one run of the model"
+    max_batch: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="most pictures in one run of the model; auto: what costs the least CPU, "
+        "measured while the model is loaded",
     )
     max_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
         0.0,
@@ -34,10 +36,13 @@ class ServeSettings(Settings):
         "a picture that is alone never waits",
     )
 
+    queue_wait_ms: Annotated[float, Field(gt=0.0, le=600_000.0)] = Field(
+        100.0,
+        description="longest wait for an answer under overload, milliseconds: beyond the pictures "
+        "that are answered in it (measured; at least 16 per worker) requests are refused with 429",
+    )
     queue_pictures: Count = Field(
-        64,
-        description="pictures accepted and not yet answered, per model; beyond: 429. As many as "
-        "are answered in the longest wait that callers accept",
+        256, description="most pictures accepted and not yet answered, per model, whatever the wait"
     )
     pictures_per_request: Count = Field(64, description="most pictures in one request")
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
@@ -47,7 +52,9 @@ class ServeSettings(Settings):
         min(25_000_000, MAX_PIXELS), description="largest picture, width × height"
     )
     bodies_bytes: Annotated[int, Field(ge=1024)] = Field(
-        256 << 20, description="all bodies being received or answered over REST together, bytes"
+        256 << 20,
+        description="all requests being received or answered together, bytes; less where the "
+        "process may not use four times as much memory",
     )
     max_connections: Count = Field(1024, description="open REST connections")
     request_timeout_s: Seconds = Field(30.0, description="longest time to answer, seconds")
