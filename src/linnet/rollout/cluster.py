@@ -26,6 +26,7 @@ from linnet.errors import (
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
+Body = Object | list[Object]
 
 _TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)
 _TRANSIENT = (429, 500, 502, 503, 504)
@@ -163,10 +164,8 @@ class Cluster:
         path = _path(kind, namespace, name)
         return self._json("PUT", path, "update", kind, name, namespace, body=body)
 
-    def patch(
-        self, kind: Kind, name: str, patch: "Object | list[Object]", *, namespace: str
-    ) -> Object:
-        """Merge a patch (RFC 7386: null removes, lists are replaced), or apply a list of operations.
+    def patch(self, kind: Kind, name: str, patch: Body, *, namespace: str) -> Object:
+        """Merge a patch (RFC 7386: null removes, lists are replaced), or apply operations.
 
         The operations (RFC 6902) may test what they build on: nothing changes when a test fails.
         """
@@ -241,7 +240,7 @@ class Cluster:
         name: str,
         namespace: str,
         *,
-        body: "Object | list[Object] | None" = None,
+        body: Body | None = None,
     ) -> Object:
         what = f"{kind.full_name} {name}".rstrip() + f" in namespace {namespace}"
         status, answer = self._patiently(method, path, body, f"{verb} {what}")
@@ -250,7 +249,7 @@ class Cluster:
         _refuse(status, answer, verb, kind, what, self.address)
 
     def _patiently(
-        self, method: str, path: str, body: "Object | list[Object] | None", doing: str
+        self, method: str, path: str, body: Body | None, doing: str
     ) -> tuple[int, bytes]:
         """Send until there is an answer that is not a moment's failure, or patience ends."""
         deadline = time.monotonic() + self._patience_s
@@ -288,12 +287,12 @@ class Cluster:
         self,
         method: str,
         path: str,
-        body: "Object | list[Object] | None",
+        body: Body | None,
         timeout: urllib3.Timeout,
     ) -> tuple[int, bytes]:
         headers = {"Accept": "application/json"}
         if body is not None:
-            patch = "json-patch" if isinstance(body, list) else "merge-patch"
+            patch = "json-patch" if not isinstance(body, dict) else "merge-patch"
             kind = f"application/{patch}+json" if method == "PATCH" else "application/json"
             headers["Content-Type"] = kind
         self._api.update_params_for_auth(headers, [], ["BearerToken"])
