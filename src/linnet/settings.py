@@ -115,17 +115,40 @@ class StageSettings(Settings):
     """One stage of training: the head alone, or the whole network."""
 
     epochs: Count = Field(10, description="most epochs of this stage")
-    lr: Rate = Field(1e-3, description="peak learning rate")
+    lr: Rate | Literal["auto"] = Field(
+        1e-3, description="peak learning rate; auto: what a range test finds, its curve is kept"
+    )
     optimizer: str = Field("adamw", description="any optimizer of timm by name")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay")
     schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field(
         "cosine", description="timm's learning rate schedule"
     )
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="learning rate of each layer as a share of the next one's"
+    )
+    frozen: tuple[str, ...] = Field(
+        (), description="layers of the network that stay as they are, such as [conv_stem, blocks.0]"
+    )
     augmentation: Augmentation = Field("none", description="named set of augmentations")
+    randaugment: int = Field(
+        0, ge=0, le=30, description="strength of RandAugment, besides the set; 0: off"
+    )
+    mixup: float = Field(
+        0.0, ge=0.0, description="alpha of mixup in every other batch, besides the set; 0: off"
+    )
+    cutmix: float = Field(
+        0.0, ge=0.0, description="alpha of CutMix in every other batch, besides the set; 0: off"
+    )
     patience: Count | None = Field(
         None, description="stop after this many epochs without a better `monitor`; null: never"
     )
+
+    @property
+    def augments(self) -> bool:
+        """Return whether the pictures of an epoch differ from those of another."""
+        changes = (self.randaugment, self.mixup, self.cutmix)
+        return self.augmentation != "none" or any(changes)
 
 
 # A stage that is left out is None in Python and `skip` in YAML and JSON: a pipeline's parameters
@@ -140,7 +163,13 @@ OptionalStage = Annotated[
 class TrainSettings(Settings):
     """Which network is trained, from what, and how."""
 
-    network: str = Field("mobilenetv2_100", description="any network of timm by name")
+    network: str = Field(
+        "mobilenetv2_100",
+        description="any network of timm by name, or mlp: a perceptron on pixels",
+    )
+    hidden: tuple[Count, ...] = Field(
+        (256, 64), description="widths of the hidden layers of network mlp"
+    )
     weights: str = Field(
         "hub", description="hub (timm's own) | none | a .safetensors or .pth file | s3://…"
     )
@@ -166,6 +195,19 @@ class TrainSettings(Settings):
     keep: tuple[Monitor, ...] = Field(
         ("val_macro_f1", "val_loss"), description="a best checkpoint is kept for each of these"
     )
+    head_init: Literal["undecided", "xavier"] = Field(
+        "undecided",
+        description="how a new classifier begins; undecided: near equal probabilities",
+    )
+    imbalance: Literal["none", "weighted", "focal", "oversample"] = Field(
+        "none",
+        description="what is done about rare classes; weighted: their pictures count more in the "
+        "loss; focal: pictures that are still wrong count more; oversample: every class has an "
+        "equal share of an epoch",
+    )
+    focal_gamma: float = Field(
+        2.0, ge=0.0, description="how little imbalance: focal minds pictures that are right"
+    )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of the loss")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the classifier")
     gradient_clip: float | None = Field(None, gt=0.0, description="largest gradient norm")
@@ -189,6 +231,8 @@ class TrainSettings(Settings):
                 "weights: none with the head stage alone would train on random features; "
                 "set weights, or use the whole stage"
             )
+        if self.network == "mlp" and self.weights != "none" and "." not in self.weights:
+            raise ValueError(f"network mlp has no weights on a hub (got {self.weights}): set none")
         if self.monitor not in self.keep:
             raise ValueError(f"monitor ({self.monitor}) must be among keep {list(self.keep)}")
         return self

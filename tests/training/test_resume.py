@@ -74,5 +74,7 @@ def _without_revision(manifest: Path) -> dict[str, object]:
 
 def _without_times(history: Path) -> list[list[str]]:
     rows = [line.split(",") for line in history.read_text().splitlines()]
-    timed = {rows[0].index("seconds"), rows[0].index("pictures_per_s")}
+    timed = {
+        column for column, name in enumerate(rows[0]) if name == "seconds" or name.endswith("_s")
+    }
     return [[cell for column, cell in enumerate(row) if column not in timed] for row in rows]

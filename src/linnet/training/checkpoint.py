@@ -72,10 +72,12 @@ def write(
     best: Mapping[Monitor, Path],
     monitor: Monitor,
     history: Sequence[Mapping[str, Any]],
+    more: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a checkpoint folder that appears whole or not at all, in place of an earlier one.
 
     `best` has the weights file of each metric's best epoch; the one of `monitor` is the model.
+    `more` are files to copy beside it, by name.
 
     Raises:
         StoreError: something else is at the destination, or no space is left (StoreFullError);
@@ -86,6 +88,8 @@ def write(
             shutil.copyfile(weights, partial / f"best-{metric}.safetensors")
         shutil.copyfile(best[monitor], partial / WEIGHTS)
         write_history(partial / HISTORY, history)
+        for name, file in (more or {}).items():
+            shutil.copyfile(file, partial / name)
         (partial / MANIFEST).write_text(
             json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from linnet import __version__
 from linnet.data.dataset import Dataset
 from linnet.data.preprocessing import Preprocessing
-from linnet.errors import TrainingError
+from linnet.errors import DivergedError, TrainingError
 from linnet.provenance import code_revision
 from linnet.settings import Monitor, TrainSettings
 from linnet.stores.connections import Connections
@@ -25,7 +26,8 @@ from linnet.training import checkpoint
 from linnet.training.checkpoint import CheckpointManifest
 
 if TYPE_CHECKING:
-    from linnet.training.record import Best, Record
+    from linnet.training.clock import Part
+    from linnet.training.record import Best, Record, Row
     from linnet.training.stage import Pictures
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class TrainReport:
     """The chosen epoch, which is the best by `monitor`, and what it took to find it.
 
     `metrics` are those of the validation split (`val_…`); `best_epoch` counts from 1 in its stage;
-    `seconds` are those of this process.
+    `seconds` are those of this process. `profile` has the seconds that all epochs spent waiting
+    for data, forward, backward, on updates and on validation; `slowest` names the longest.
     """
 
     metrics: dict[str, float]
@@ -47,6 +50,8 @@ class TrainReport:
     epochs: int
     seconds: float
     resumed: bool
+    profile: "dict[Part, float]"
+    slowest: "Part"
 
 
 def fit(
@@ -57,23 +62,27 @@ def fit(
     workspace: Path,
     tracker: Tracker | None = None,
     connections: Connections | None = None,
+    watch: "Callable[[Row], None] | None" = None,
 ) -> TrainReport:
     """Train a network and write its checkpoint folder; return the metrics of the chosen epoch.
 
     A run that was killed goes on where it was when it is started again with the same dataset and
     settings, to the same result: its state is in `workspace/training/`. Decoded pictures and
-    features stay in `workspace/cache/`, for the next run.
+    features stay in `workspace/cache/`, for the next run. `watch` is called with each epoch's row
+    of the history once the epoch can be resumed from; what it raises ends the training.
 
     Raises:
         DatasetError: there is no finished dataset.
         NetworkError: the network is unknown, or its weights can't be had or don't fit.
-        TrainingError: a split is empty, or the loss is no longer a number.
+        TrainingError: a split is empty or a class has no pictures to learn from.
+        DivergedError: the loss is no longer a number; the best checkpoint so far is kept, and
+            the message says where.
         StoreFullError: no space is left.
     """
     began = time.monotonic()
     opened = Dataset.open(dataset)
     _check_splits(opened)
-    state = workspace / "training" / _fingerprint(opened, settings)
+    state = state_folder(opened, settings, workspace)
     resumed = any(state.glob("*/last.ckpt"))
     if resumed:
         log.info("going on with the training in %s", state)
@@ -81,51 +90,73 @@ def fit(
     if tracker is not None:
         tracker.params({"train": settings.model_dump(mode="json")})
         tracker.tags({"dataset_version": opened.version, "code_revision": code_revision()})
-    records, mean_std = _train(opened, settings, weights, state, workspace / "cache", tracker)
-    manifest, report = _conclude(
-        opened, settings, records, mean_std, tracker, time.monotonic() - began, resumed
-    )
-    best, history = _best_files(settings, records, state), _history(records)
-    checkpoint.write(destination, manifest, best=best, monitor=settings.monitor, history=history)
+    training = _Training(opened, settings, weights, state, workspace / "cache", tracker, watch)
+    try:
+        records = _train(training)
+    except DivergedError as error:
+        raise DivergedError(f"{error}. {_keep_best_so_far(training)}") from error
+    report = _report(training, records, time.monotonic() - began, resumed)
+    _write(training, records, destination)
+    log.info("slowest part of training: %s, %s", report.slowest, _shares(report.profile))
     if tracker is not None:
         from linnet.training.tracked import track_result
 
         track_result(tracker, destination, _best(records, settings.monitor)[1], opened.classes)
+        tracker.metrics({f"train_{part}_s": s for part, s in report.profile.items()})
     shutil.rmtree(state, ignore_errors=True)
     return report
 
 
-def _train(
-    dataset: Dataset,
-    settings: TrainSettings,
-    weights: str | Path,
-    state: Path,
-    cache: Path,
-    tracker: Tracker | None,
-) -> "tuple[dict[StageName, Record], tuple[Any, Any]]":
+def state_folder(dataset: Dataset, settings: TrainSettings, workspace: Path) -> Path:
+    """Return where a training of these keeps its state until it is finished."""
+    return workspace / "training" / _fingerprint(dataset, settings)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all parts of one training need."""
+
+    dataset: Dataset
+    settings: TrainSettings
+    weights: str | Path
+    state: Path
+    cache: Path
+    tracker: Tracker | None
+    watch: "Callable[[Row], None] | None"
+
+    def mean_std(self) -> tuple[Any, Any]:
+        """Return the mean and standard deviation that pictures are normalised with."""
+        if self.settings.normalisation == "dataset":
+            return self.dataset.mean, self.dataset.std
+        from linnet.training.network import normalisation
+
+        return normalisation(self.settings.network)
+
+
+def _train(training: _Training) -> "dict[StageName, Record]":
     """Run the stages one after another, each from the best weights of the one before."""
     import torch
 
-    from linnet.training.network import Classifier, build, load_weights, normalisation
+    from linnet.training.network import Classifier, build, load_weights
     from linnet.training.record import best_file, track_epoch
     from linnet.training.stage import read_record, train_stage
 
+    settings, dataset, tracker = training.settings, training.dataset, training.tracker
     torch.manual_seed(settings.seed)
     network = build(
         settings.network,
         len(dataset.classes),
-        weights=weights,
+        weights=training.weights,
         dropout=settings.dropout,
         size_px=settings.size_px,
+        hidden=settings.hidden,
+        head_init=settings.head_init,
     )
-    mean, std = (dataset.mean, dataset.std)
-    if settings.normalisation == "network":
-        mean, std = normalisation(settings.network)
-    pictures = _pictures(dataset, settings, cache)
-    model: Classifier = Classifier(network, mean, std).to(memory_format=torch.channels_last)
+    pictures = _pictures(dataset, settings, training.cache)
+    model = Classifier(network, *training.mean_std()).to(memory_format=torch.channels_last)
     records: dict[StageName, Record] = {}
     for name in _stages(settings):
-        folder = state / name
+        folder = training.state / name
         earlier = read_record(folder)
         if earlier is not None and tracker is not None:
             for row in earlier.history:
@@ -136,12 +167,29 @@ def _train(
             pictures,
             settings,
             folder=folder,
-            cache=cache,
+            cache=training.cache,
             epochs_before=sum(len(record.history) for record in records.values()),
             tracker=tracker,
+            watch=training.watch,
         )
         load_weights(network, best_file(folder, settings.monitor), settings.network)
-    return records, (mean, std)
+    return records
+
+
+def _keep_best_so_far(training: _Training) -> str:
+    """Write a checkpoint of the best epoch so far and return words that say where it is."""
+    from linnet.training.stage import read_record
+
+    found = {name: read_record(training.state / name) for name in _stages(training.settings)}
+    records = {name: record for name, record in found.items() if record is not None}
+    if not records:
+        return "No epoch was finished, so there is no checkpoint to keep"
+    kept = training.state / "last-good"
+    _write(training, records, kept)
+    stage, best = _best(records, training.settings.monitor)
+    return (
+        f"The checkpoint of stage {stage}, epoch {best.epoch}, the best so far, is kept in {kept}"
+    )
 
 
 def _pictures(dataset: Dataset, settings: TrainSettings, cache: Path) -> "Pictures":
@@ -157,6 +205,11 @@ def _pictures(dataset: Dataset, settings: TrainSettings, cache: Path) -> "Pictur
         classes=len(dataset.classes),
         key=f"{dataset.version}-{settings.size_px}px-{settings.fit}",
     )
+
+
+def _shares(profile: "dict[Part, float]") -> str:
+    whole = sum(profile.values()) or 1.0
+    return ", ".join(f"{part.replace('_', ' ')} {s / whole:.0%}" for part, s in profile.items())
 
 
 def _stages(settings: TrainSettings) -> list[StageName]:
@@ -175,6 +228,19 @@ def _check_splits(dataset: Dataset) -> None:
                 f"the dataset {dataset.path} has {dataset.size(split)} {split} pictures, at least "
                 "2 are needed: ingest it with a larger ingest.val_fraction, or more pictures"
             )
+    unlearnt = [name for name in dataset.classes if not dataset.counts["train"].get(name)]
+    if unlearnt:
+        raise TrainingError(
+            f"the dataset {dataset.path} has no train pictures of {', '.join(unlearnt)}: add some, "
+            "ingest it with another split, or leave the class out"
+        )
+    unseen = [name for name in dataset.classes if not dataset.counts["val"].get(name)]
+    if unseen:
+        log.warning(
+            "no validation picture shows %s: the metrics that choose the epoch say nothing of it; "
+            "ingest with a larger ingest.val_fraction or add pictures",
+            " or ".join(unseen),
+        )
 
 
 def _fingerprint(dataset: Dataset, settings: TrainSettings) -> str:
@@ -230,36 +296,63 @@ def _history(records: "dict[StageName, Record]") -> list[dict[str, Any]]:
     return [row for record in records.values() for row in record.history]
 
 
-def _conclude(
-    dataset: Dataset,
-    settings: TrainSettings,
-    records: "dict[StageName, Record]",
-    mean_std: tuple[Any, Any],
-    tracker: Tracker | None,
-    seconds: float,
-    resumed: bool,
-) -> tuple[CheckpointManifest, TrainReport]:
-    stage, best = _best(records, settings.monitor)
+def _write(training: _Training, records: "dict[StageName, Record]", destination: Path) -> None:
+    """Write the checkpoint of the best epoch."""
+    settings, dataset, tracker = training.settings, training.dataset, training.tracker
+    mean, std = training.mean_std()
     manifest = CheckpointManifest(
         network=settings.network,
         classes=dataset.classes,
         preprocessing=Preprocessing(settings.size_px, settings.fit),
-        mean=mean_std[0],
-        std=mean_std[1],
+        mean=mean,
+        std=std,
         dropout=settings.dropout,
         dataset_version=dataset.version,
         code_revision=code_revision(),
         settings=settings.model_dump(mode="json"),
-        metrics=best.metrics,
+        metrics=_best(records, settings.monitor)[1].metrics,
         tracking_run_id=None if tracker is None else tracker.run_id,
         linnet=__version__,
     )
-    report = TrainReport(
+    checkpoint.write(
+        destination,
+        manifest,
+        best=_best_files(settings, records, training.state),
+        monitor=settings.monitor,
+        history=_history(records),
+        more=_range_tests(training.state, records),
+    )
+
+
+def _range_tests(state: Path, records: "dict[StageName, Record]") -> dict[str, Path]:
+    """Return the files of the stages' range tests, and draw their curves."""
+    from linnet.training import rates
+
+    files: dict[str, Path] = {}
+    for name in records:
+        table = state / name / rates.FILE
+        if table.exists():
+            picture = table.with_suffix(".svg")
+            rates.RangeTest.read(table).figure().savefig(picture, metadata={"Date": None})
+            files |= {f"rates-{name}{file.suffix}": file for file in (table, picture)}
+    return files
+
+
+def _report(
+    training: _Training, records: "dict[StageName, Record]", seconds: float, resumed: bool
+) -> TrainReport:
+    from linnet.training.clock import profile, slowest
+
+    history = _history(records)
+    stage, best = _best(records, training.settings.monitor)
+    parts = profile(history)
+    return TrainReport(
         metrics=best.metrics,
         best_stage=stage,
         best_epoch=best.epoch,
-        epochs=len(_history(records)),
+        epochs=len(history),
         seconds=seconds,
         resumed=resumed,
+        profile=parts,
+        slowest=slowest(parts),
     )
-    return manifest, report

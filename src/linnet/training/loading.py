@@ -52,14 +52,25 @@ class Order(Sampler[Wanted]):
     interrupted before. Each of `ranks` processes gets its own share; shares of a shuffled epoch are
     equally many batches. A last batch of one picture is left out of a shuffled epoch, because
     batch normalisation can't train on it.
+
+    With `balanced`, the rows' labels, a shuffled epoch is as long as without and has an equal
+    share of every class: rare pictures come several times, of frequent ones a new part each time.
     """
 
     def __init__(
-        self, rows: int, batch_size: int, *, seed: str | None, rank: int = 0, ranks: int = 1
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        seed: str | None,
+        balanced: NDArray[np.int64] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self.balanced = balanced
         self.rank = rank
         self.ranks = ranks
         self.epoch = 0
@@ -77,7 +88,9 @@ class Order(Sampler[Wanted]):
         if self.seed is None:
             order = np.arange(self.rows)
         else:
-            order = np.random.default_rng(seed_of(self.seed, self.epoch)).permutation(self.rows)
+            chance = np.random.default_rng(seed_of(self.seed, self.epoch))
+            drawn = self.rows if self.balanced is None else equal_shares(self.balanced, chance)
+            order = chance.permutation(drawn)
         mine = order[self.rank :: self.ranks][: self._share()]
         for batch in range(len(self)):
             rows = mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
@@ -87,6 +100,21 @@ class Order(Sampler[Wanted]):
         if self.seed is None:
             return len(range(self.rank, self.rows, self.ranks))
         return self.rows // self.ranks
+
+
+def equal_shares(labels: NDArray[np.int64], chance: np.random.Generator) -> NDArray[np.int64]:
+    """Return as many rows as there are labels, an equal share of each class.
+
+    A class's rows are taken in turn, so that none comes twice before all have come once.
+    """
+    classes = chance.permutation(np.unique(labels))
+    shares = np.array_split(np.arange(len(labels)), len(classes))
+    return np.concatenate(
+        [
+            np.resize(chance.permutation(np.flatnonzero(labels == label)), len(share))
+            for label, share in zip(classes, shares, strict=True)
+        ]
+    )
 
 
 def loader(batches: Batches, order: Order, *, workers: int, pin: bool) -> DataLoader[Batch]:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,10 +20,12 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from linnet.errors import TrainingError
+from linnet.errors import DivergedError, TrainingError
 from linnet.settings import StageSettings, TrainSettings
+from linnet.training.clock import Clock
 from linnet.training.loading import Batch, seed_of
-from linnet.training.network import Classifier, Head, classifier_parameters, drop
+from linnet.training.losses import Loss
+from linnet.training.network import Classifier, Head, classifier_parameters, drop, layers_named
 
 # On a GPU, looking at each loss as it comes would make the CPU wait for every step.
 _LOSSES_LOOKED_AT_TOGETHER = 32
@@ -33,6 +36,7 @@ class Stage(pl.LightningModule):
 
     In stage `head` the backbone stays in eval mode, so its batch normalisation doesn't move. With
     `cached`, batches hold the head's features, float32 `[N, features]`, in place of pictures.
+    `counts` are the training pictures of each class, `lr` is the peak learning rate.
     """
 
     def __init__(
@@ -42,7 +46,8 @@ class Stage(pl.LightningModule):
         stage: StageSettings,
         settings: TrainSettings,
         *,
-        classes: int,
+        counts: Sequence[int],
+        lr: float,
         steps_per_epoch: int,
         head: Head | None = None,
         cached: bool = False,
@@ -52,13 +57,18 @@ class Stage(pl.LightningModule):
         self.model = model
         self.stage = stage
         self.settings = settings
+        self.lr = lr
         self.steps_per_epoch = steps_per_epoch
         self.head = head
         self.cached = cached
+        self.loss = Loss(settings, counts)
+        self.frozen = layers_named(model.network, stage.frozen, f"train.{name}.frozen")
         self._freeze()
+        classes = len(counts)
         decay = settings.average_weights
         self.average = ModelEmaV3(self.learner, decay, use_warmup=True) if decay else None
         self.schedule: Scheduler | None = None
+        self.clock = Clock()
         self.losses: list[Tensor] = []
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -95,9 +105,7 @@ class Stage(pl.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of one batch."""
         inputs, labels = batch
-        smoothing = self.settings.label_smoothing
-        logits = self(inputs).float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss: Tensor = self.loss(self(inputs).float(), labels)
         self.train_loss.update(loss.detach(), weight=len(inputs))
         self.losses.append(loss.detach())
         if loss.device.type == "cpu" or len(self.losses) == _LOSSES_LOOKED_AT_TOGETHER:
@@ -118,21 +126,38 @@ class Stage(pl.LightningModule):
         torch.manual_seed(
             seed_of(self.settings.seed, self.name, self.current_epoch, self.global_rank)
         )
+        self.learn()
+        self.losses.clear()
+        self.train_loss.reset()
+        self.clock.begin(self.device)
+
+    def learn(self) -> None:
+        """Put what is trained into training mode, and the rest into eval mode."""
         self.model.train(self.name == "whole")
         if self.head is not None:
             self.head.layer.train()
-        self.losses.clear()
-        self.train_loss.reset()
+        for layer in self.frozen:
+            layer.eval()
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Set the learning rate of this update; a function of its number alone."""
+        self.clock.lap("data_wait")
         assert self.schedule is not None
         self.schedule.step_update(self.global_step)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Note when forward has ended."""
+        self.clock.lap("forward")
+
+    def on_after_backward(self) -> None:
+        """Note when backward has ended."""
+        self.clock.lap("backward")
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
         """Move the average towards the new weights."""
         if self.average is not None:
             self.average.update(self.learner, step=self.global_step)
+        self.clock.end_step()
 
     def on_validation_epoch_start(self) -> None:
         """Begin new metrics."""
@@ -152,10 +177,17 @@ class Stage(pl.LightningModule):
             raise self._not_a_number("validation loss", self.validation["val_loss"], None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return timm's optimizer of this name, and make its schedule.
+        """Return the optimizer, and make its schedule."""
+        optimizer = self.new_optimizer(self.lr)
+        self.schedule = self._schedule(optimizer)
+        return optimizer
+
+    def new_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """Return timm's optimizer of the stage's name for what is trained.
 
         Raises:
-            TrainingError: timm has no such optimizer, with the nearest names.
+            TrainingError: timm has no such optimizer, with the nearest names, or the network has
+                no order of layers.
         """
         name = self.stage.optimizer
         known = [str(each) for each in list_optimizers()]
@@ -165,16 +197,25 @@ class Stage(pl.LightningModule):
                 f"train.{self.name}.optimizer {name!r} is not one of timm's: "
                 + (f"did you mean {' or '.join(near)}?" if near else "try adamw or sgd")
             )
-        learner = self.learner if self.name == "whole" or self.head else self.model
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            learner, opt=name, lr=self.stage.lr, weight_decay=self.stage.weight_decay
-        )
-        self.schedule = self._schedule(optimizer)
+        layer_decay = self.stage.layer_decay if self.stage.layer_decay < 1 else None
+        try:
+            optimizer: torch.optim.Optimizer = create_optimizer_v2(
+                self.model.network if self.head is None else self.head.layer,
+                opt=name,
+                lr=lr,
+                weight_decay=self.stage.weight_decay,
+                layer_decay=layer_decay if self.head is None else None,
+            )
+        except (AttributeError, AssertionError) as error:
+            raise TrainingError(
+                f"train.{self.name}.layer_decay {layer_decay} can't be had for "
+                f"{self.settings.network}, whose layers timm has no order of: set it to 1"
+            ) from error
         return optimizer
 
     def learning_rate(self) -> float:
-        """Return the learning rate of the last update."""
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        """Return the learning rate of the last update, of the last layer if they differ."""
+        return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups)
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
         schedule: Scheduler
@@ -184,7 +225,7 @@ class Stage(pl.LightningModule):
             num_epochs=self.stage.epochs,
             decay_epochs=max(1, self.stage.epochs // 3),
             warmup_epochs=self.stage.warmup_epochs,
-            warmup_lr=self.stage.lr / 100,
+            warmup_lr=self.lr / 100,
             step_on_epochs=False,
             updates_per_epoch=self.steps_per_epoch,
         )
@@ -197,6 +238,8 @@ class Stage(pl.LightningModule):
         self.model.requires_grad_(False)
         for parameter in learnt:
             parameter.requires_grad_(True)
+        for layer in self.frozen:
+            layer.requires_grad_(False)
 
     def _logits(self, learner: nn.Module, inputs: Tensor) -> Tensor:
         if self.head is None:
@@ -211,7 +254,7 @@ class Stage(pl.LightningModule):
         return logits
 
     def _check_losses(self, last_step: int) -> None:
-        """Raise TrainingError at the first loss that is not a number."""
+        """Raise DivergedError at the first loss that is not a number."""
         losses, self.losses = self.losses, []
         if not losses:
             return
@@ -220,11 +263,11 @@ class Stage(pl.LightningModule):
             if not math.isfinite(value):
                 raise self._not_a_number("loss", value, step + 1)
 
-    def _not_a_number(self, what: str, value: float, step: int | None) -> TrainingError:
+    def _not_a_number(self, what: str, value: float, step: int | None) -> DivergedError:
         where = f"stage {self.name}, epoch {self.current_epoch + 1}"
         if step is not None:
             where += f", step {step} of {self.steps_per_epoch}"
-        return TrainingError(
+        return DivergedError(
             f"the {what} became {value} in {where}, at learning rate {self.learning_rate():.3g}: "
             f"lower train.{self.name}.lr, add train.{self.name}.warmup_epochs, set "
             "train.gradient_clip, or use train.precision: 32"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -17,10 +17,13 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from linnet.errors import CheckpointError, NetworkError
+from linnet.errors import CheckpointError, NetworkError, TrainingError
+from linnet.training import perceptron
 from linnet.training.checkpoint import WEIGHTS, CheckpointManifest
 
 Three = tuple[float, float, float]
+
+HeadInit = Literal["undecided", "xavier"]
 
 _LISTED = 3
 
@@ -74,12 +77,14 @@ def build(
     weights: str | Path = "none",
     dropout: float = 0.0,
     size_px: int | None = None,
+    hidden: Sequence[int] | None = None,
+    head_init: HeadInit = "undecided",
 ) -> nn.Module:
     """Return one of timm's networks with a classifier for so many classes.
 
     `weights` is `none`, `hub` (timm's own) or a .safetensors or .pth file. A file must hold every
     tensor of the network but the classifier's, which is taken too where it has the same shape.
-    `size_px` matters to networks of a fixed input size only.
+    `size_px` matters to networks of a fixed input size only, `hidden` to network mlp.
 
     Raises:
         NetworkError: no such network, with the nearest names; the hub can't be reached; the file
@@ -88,31 +93,57 @@ def build(
     check_name(network)
     options: dict[str, Any] = {"drop_rate": dropout} if dropout else {}
     fixed = getattr(timm.get_pretrained_cfg(network), "fixed_input_size", False)
-    sized = {"img_size": size_px} if fixed and size_px is not None else {}
+    if fixed and size_px is not None:
+        options["img_size"] = size_px
+    if network == perceptron.mlp.__name__ and hidden is not None:
+        options["hidden"] = tuple(hidden)
     if weights == "hub":
-        built = _from_hub(network, classes, {**options, **sized})
-        start_undecided(built)
+        built = _from_hub(network, classes, options)
+        start_classifier(built, head_init)
         return built
-    built = _create(network, classes, {**options, **sized})
-    start_undecided(built)
+    built = _create(network, classes, options)
+    start_classifier(built, head_init)
     if weights != "none":
         load_weights(built, Path(weights), network)
     return built
 
 
-def start_undecided(network: nn.Module) -> None:
-    """Give a new classifier small weights, so that it begins near equal probabilities.
+def start_classifier(network: nn.Module, how: HeadInit) -> None:
+    """Give a new classifier its first weights.
 
-    Some of timm's networks draw them by the number of classes alone: with two classes and 1,280
-    features a first loss of 7 instead of 0.7, which a frozen backbone's head hardly recovers from.
+    `undecided` ones are small, so that it begins near equal probabilities. Some of timm's networks
+    draw them by the number of classes alone: with two classes and 1,280 features a first loss of 7
+    instead of 0.7, which a frozen backbone's head hardly recovers from. `xavier` is Glorot's and
+    Bengio's uniform draw (2010).
     """
     found = _timm(network).get_classifier()
     for head in found if isinstance(found, tuple | list) else (found,):
         for layer in head.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
+                if how == "xavier":
+                    nn.init.xavier_uniform_(layer.weight)
+                else:
+                    nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+
+def layers_named(network: nn.Module, names: Sequence[str], setting: str) -> list[nn.Module]:
+    """Return a network's layers by name.
+
+    Raises:
+        TrainingError: there is no such layer, with the nearest names.
+    """
+    layers = dict(network.named_modules())
+    for name in names:
+        if name not in layers or not name:
+            near = difflib.get_close_matches(name, layers, n=_LISTED, cutoff=0.4)
+            known = near or [name for name, _ in network.named_children()]
+            raise TrainingError(
+                f"{setting} names {name!r}, which is no layer of this network: "
+                + (f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}")
+            )
+    return [layers[name] for name in names]
 
 
 def check_name(network: str) -> None:
@@ -178,6 +209,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointManifest]:
         len(manifest.classes),
         dropout=manifest.dropout,
         size_px=manifest.preprocessing.size_px,
+        hidden=manifest.settings.get("hidden"),
     )
     try:
         network.load_state_dict(load_file(path / WEIGHTS))

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Recorder(Checkpoint):
         pictures: int,
         epochs_before: int = 0,
         tracker: Tracker | None = None,
+        watch: Callable[[Row], None] | None = None,
     ) -> None:
         self.folder = folder
         self.monitor = monitor
@@ -75,6 +77,7 @@ class Recorder(Checkpoint):
         self.pictures = pictures
         self.epochs_before = epochs_before
         self.tracker = tracker
+        self.watch = watch
         self.record = Record()
         self._began = self._learnt = 0.0
 
@@ -112,8 +115,11 @@ class Recorder(Checkpoint):
         if trainer.is_global_zero:
             self._tell(row)
         trainer.strategy.barrier("recorded")
+        if self.watch is not None:
+            self.watch(row)
 
     def _row(self, stage: Stage) -> Row:
+        now = time.monotonic()
         return {
             "epoch": self.epochs_before + len(self.record.history) + 1,
             "stage": stage.name,
@@ -121,8 +127,10 @@ class Recorder(Checkpoint):
             "lr": stage.learning_rate(),
             "train_loss": float(stage.train_loss.compute()),
             **stage.validation,
-            "seconds": round(time.monotonic() - self._began, 3),
+            "seconds": round(now - self._began, 3),
             "pictures_per_s": round(self.pictures / (self._learnt - self._began), 1),
+            **{f"{part}_s": round(s, 3) for part, s in stage.clock.seconds().items()},
+            "validation_s": round(now - self._learnt, 3),
         }
 
     def _is_best(self, metric: Monitor, row: Row) -> bool:

@@ -5,7 +5,7 @@ import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,17 @@ from linnet.machine import available_cpus
 from linnet.progress import track
 from linnet.settings import StageSettings, TrainSettings
 from linnet.stores.tracking import Tracker
+from linnet.training import rates
 from linnet.training.augmentation import augment
 from linnet.training.cache import computed_once
 from linnet.training.loading import Batch, Batches, Order, loader
 from linnet.training.module import Stage
 from linnet.training.network import Classifier, Head, digest, find_head
-from linnet.training.record import LAST, Record, Recorder
+from linnet.training.record import LAST, Record, Recorder, Row
 
 log = logging.getLogger(__name__)
+
+_LOWEST_RATE = 1e-6
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -84,6 +87,7 @@ def train_stage(
     cache: Path,
     epochs_before: int = 0,
     tracker: Tracker | None = None,
+    watch: Callable[[Row], None] | None = None,
 ) -> Record:
     """Train a stage to its end and return its record; its best weights are in `folder`.
 
@@ -106,30 +110,52 @@ def train_stage(
         pictures=len(pictures.train),
         epochs_before=epochs_before,
         tracker=tracker,
+        watch=watch,
     )
     with quiet_lightning():
         trainer = make_trainer(stage, settings, folder, recorder)
         head = find_head(model, settings.size_px) if name == "head" else None
-        cached = head is not None and stage.augmentation == "none"
+        cached = head is not None and not stage.augments
         if name == "head" and not cached:
             log.info("features of the frozen backbone are not cached: %s", _why(head))
         train, val = _loaders(
             name, model, pictures, stage, settings, head if cached else None, trainer, cache
         )
-        assert isinstance(train.sampler, Order)
-        train.sampler.set_epoch(0 if record is None else len(record.history))
         module = Stage(
             name,
             model,
             stage,
             settings,
-            classes=pictures.classes,
+            counts=np.bincount(pictures.train_labels, minlength=pictures.classes).tolist(),
+            lr=_LOWEST_RATE if stage.lr == "auto" else stage.lr,
             steps_per_epoch=len(train),
             head=head,
             cached=cached,
         )
+        if stage.lr == "auto":
+            module.lr = _found_rate(module, train, trainer, folder)
+        assert isinstance(train.sampler, Order)
+        train.sampler.set_epoch(0 if record is None else len(record.history))
         _run(trainer, module, train, val, None if record is None else folder / LAST)
     return recorder.record
+
+
+def _found_rate(
+    module: Stage, train: DataLoader[Batch], trainer: pl.Trainer, folder: Path
+) -> float:
+    """Return the learning rate of the stage's range test, which a resumed run doesn't repeat."""
+    path = folder / rates.FILE
+    if not path.exists():
+        found = rates.range_test(
+            module,
+            train,
+            device=trainer.strategy.root_device,
+            arithmetic=trainer.precision_plugin.forward_context,
+        )
+        found.write(path)
+    chosen = rates.RangeTest.read(path).chosen
+    log.info("stage %s: the range test chose learning rate %g", module.name, chosen)
+    return chosen
 
 
 def make_trainer(
@@ -254,10 +280,18 @@ def _loaders(
             for split, of in (("train", pictures.train), ("val", pictures.val))
         )
     change = None
-    if stage.augmentation != "none":
-        change = augment(stage.augmentation, size_px=settings.size_px, classes=pictures.classes)
-    ranks = {"rank": trainer.global_rank, "ranks": trainer.world_size}
+    if stage.augments:
+        change = augment(
+            stage.augmentation,
+            size_px=settings.size_px,
+            classes=pictures.classes,
+            randaugment=stage.randaugment,
+            mixup=stage.mixup,
+            cutmix=stage.cutmix,
+        )
+    ranks: dict[str, Any] = {"rank": trainer.global_rank, "ranks": trainer.world_size}
     seed = f"{settings.seed}/{name}"
+    balanced = pictures.train_labels if settings.imbalance == "oversample" else None
     options: dict[str, Any] = {
         "workers": settings.workers if head is None else 0,
         "pin": trainer.strategy.root_device.type == "cuda",
@@ -265,7 +299,7 @@ def _loaders(
     return (
         loader(
             Batches(train, pictures.train_labels, change),
-            Order(len(train), settings.batch_size, seed=seed, **ranks),
+            Order(len(train), settings.batch_size, seed=seed, balanced=balanced, **ranks),
             **options,
         ),
         loader(

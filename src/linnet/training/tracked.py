@@ -17,7 +17,8 @@ _MOST_NUMBERS = 20
 def track_result(tracker: Tracker, checkpoint: Path, best: Best, classes: Sequence[str]) -> None:
     """Record what belongs to the chosen epoch, under `best_val_…` and `training/`."""
     tracker.metrics({f"best_{name}": value for name, value in best.metrics.items()})
-    tracker.artifact(checkpoint / HISTORY, folder="training")
+    for file in (checkpoint / HISTORY, *sorted(checkpoint.glob("rates-*"))):
+        tracker.artifact(file, folder="training")
     tracker.figure(confusion_figure(best.confusion, classes), "training/confusion.svg")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "confusion.json"
