@@ -57,7 +57,6 @@ class Record:
     phase: Phase
     started: float
     weight: int = 0
-    weight_since: float = 0.0
     reason: str = ""
     window: dict[str, Any] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
