@@ -1,0 +1,1 @@
+"""The platform that Linnet runs on, and what installs it."""

@@ -1,0 +1,1 @@
+"""What installs the platform: python -m manifests.install."""

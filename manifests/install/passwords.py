@@ -1,0 +1,79 @@
+"""Passwords: made at install, kept when they exist, never in a file."""
+
+import base64
+import secrets
+
+from manifests.install.kubectl import Kubectl
+
+# Who changes one of these by hand takes this label off, and it is left alone from then on.
+MANAGED = {"app.kubernetes.io/managed-by": "linnet-platform"}
+# How KServe reaches the object store with the credentials beside it.
+KSERVE_S3 = {
+    "serving.kserve.io/s3-endpoint": "minio.linnet-platform.svc:9000",
+    "serving.kserve.io/s3-usehttps": "0",
+    "serving.kserve.io/s3-region": "us-east-1",
+    "serving.kserve.io/s3-verifyssl": "0",
+}
+
+
+def make(kubectl: Kubectl) -> None:
+    """Make every Secret that is absent, and hand the object store's users to who needs them."""
+    users = ("linnet-pipelines", "linnet-models", "linnet-mlflow")
+    minio = _kept(kubectl, "linnet-platform", "minio", (*users, "root-user", "root-password"))
+    _kept(kubectl, "linnet-platform", "postgres", ("password",))
+    _kept(kubectl, "linnet-platform", "grafana", ("password",))
+    _kept(kubectl, "kubeflow", "mysql-secret", ("password",), fixed={"username": "root"})
+    _give(kubectl, "kubeflow", _credentials("linnet-pipelines", minio), {})
+    _give(kubectl, "linnet-serving", _credentials("linnet-models", minio), KSERVE_S3)
+
+
+def _kept(
+    kubectl: Kubectl,
+    namespace: str,
+    name: str,
+    keys: tuple[str, ...],
+    *,
+    fixed: dict[str, str] | None = None,
+) -> dict[str, str]:
+    """Return a Secret's passwords, after making those that were absent."""
+    known = _read(kubectl, namespace, name)
+    wanted = {key: known.get(key) or secrets.token_hex(20) for key in keys} | (fixed or {})
+    if wanted.items() - known.items():
+        _write(kubectl, namespace, name, known | wanted, {})
+    return wanted
+
+
+def _credentials(user: str, minio: dict[str, str]) -> dict[str, str]:
+    return {"AWS_ACCESS_KEY_ID": user, "AWS_SECRET_ACCESS_KEY": minio[user]}
+
+
+def _give(
+    kubectl: Kubectl, namespace: str, credentials: dict[str, str], annotations: dict[str, str]
+) -> None:
+    """Write the Secret linnet-s3, unless somebody put their own there."""
+    there = kubectl.get("secret", "linnet-s3", namespace)
+    if there is None or MANAGED.items() <= there["metadata"].get("labels", {}).items():
+        _write(kubectl, namespace, "linnet-s3", credentials, annotations)
+
+
+def _read(kubectl: Kubectl, namespace: str, name: str) -> dict[str, str]:
+    data = (kubectl.get("secret", name, namespace) or {}).get("data", {})
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def _write(
+    kubectl: Kubectl,
+    namespace: str,
+    name: str,
+    data: dict[str, str],
+    annotations: dict[str, str],
+) -> None:
+    metadata = {
+        "name": name,
+        "namespace": namespace,
+        "labels": MANAGED,
+        "annotations": annotations,
+    }
+    kubectl.apply(
+        [{"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}]
+    )
