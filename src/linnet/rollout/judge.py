@@ -1,12 +1,24 @@
-"""Whether a rollout goes on: a pure decision on what was seen of champion and candidate."""
+"""Whether a rollout goes on: a pure decision on what was seen of champion and candidate.
 
-from dataclasses import dataclass
-from typing import Literal
+Each check weighs one way of being worse. What is proven to be beyond its margin aborts; what only
+looks like it holds, until more requests tell; so chance alone hardly ever aborts a good candidate,
+and a bad one doesn't advance while it is being found out. docs/rollouts.md has the measured rates.
+"""
 
-from linnet.rollout.seen import Seen
-from linnet.rollout.settings import RolloutSettings
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from linnet.rollout.seen import Answered, Histogram, Replayed, Seen
+from linnet.rollout.sequential import above, exceeds, mean
+from linnet.rollout.settings import AnalysisSettings, RolloutSettings
 
 Verdict = Literal["advance", "hold", "abort", "done"]
+
+# errors, refused, p50, p99, classes, confidence, and accuracy or agreement
+_WEIGHED: Final = 7
 
 
 @dataclass(frozen=True)
@@ -33,5 +45,266 @@ class Judgement:
 
 
 def judge(weight: int, seen: Seen, settings: RolloutSettings) -> Judgement:
-    """Return what follows from the evidence at a weight; 0 is the dark start."""
-    raise NotImplementedError
+    """Return what follows from the evidence at a weight; 0 is the dark start, without traffic."""
+    analysis, needed = settings.analysis, needed_evidence(settings)
+    checks = [_time(seen, analysis), *_pods(seen, analysis)]
+    if weight > 0:
+        checks += [_traffic(weight, seen, analysis), *_of_traffic(weight, seen, analysis, needed)]
+    if seen.replayed is not None:
+        checks.append(_of_replay(seen.replayed, analysis, needed))
+    judgement = _together(weight, tuple(checks), settings)
+    late = seen.total_seconds > settings.timeout_s
+    return _overdue(judgement, settings) if late and judgement.verdict == "hold" else judgement
+
+
+def needed_evidence(settings: RolloutSettings) -> float:
+    """Return the e-value that aborts.
+
+    `false_abort` is shared evenly by all that is weighed and by the windows of a rollout, one a
+    step; within a window one may look as often as one likes.
+    """
+    windows = len(settings.steps) + settings.dark
+    return _WEIGHED * windows / settings.analysis.false_abort
+
+
+def _together(weight: int, checks: tuple[Check, ...], settings: RolloutSettings) -> Judgement:
+    def words(verdict: str) -> str:
+        return "; ".join(f"{each.name}: {each.words}" for each in checks if each.verdict == verdict)
+
+    if against := words("abort"):
+        return Judgement("abort", 0, checks, against)
+    if waiting := words("hold"):
+        return Judgement("hold", weight, checks, waiting)
+    following = [step for step in settings.steps if step > weight]
+    if following:
+        reason = f"nothing speaks against {following[0]} %"
+        return Judgement("advance", following[0], checks, reason)
+    return Judgement("done", weight, checks, "nothing speaks against keeping all the traffic")
+
+
+def _overdue(judgement: Judgement, settings: RolloutSettings) -> Judgement:
+    reason = f"the rollout's {settings.timeout_s:,.0f} s are over, and still {judgement.reason}"
+    if settings.on_timeout == "abort":
+        return replace(judgement, verdict="abort", weight=0, reason=reason)
+    return replace(judgement, reason=reason, overdue=True)
+
+
+def _time(seen: Seen, analysis: AnalysisSettings) -> Check:
+    words = f"{seen.seconds:.0f} s of at least {analysis.hold_s:.0f} s at this weight"
+    return Check("time", "advance" if seen.seconds >= analysis.hold_s else "hold", words)
+
+
+def _pods(seen: Seen, analysis: AnalysisSettings) -> list[Check]:
+    candidate, champion = seen.candidate, seen.champion
+    ready = 0 < candidate.pods == candidate.ready_pods
+    # What befalls the champion's pods as well, such as a node's restart, is not the candidate's.
+    usual = champion.restarts * candidate.pods / max(champion.pods, 1)
+    restarting = candidate.restarts - usual > analysis.max_restarts
+    return [
+        Check(
+            "pods",
+            "advance" if ready else "hold",
+            f"{candidate.ready_pods} of the candidate's {candidate.pods} ready",
+        ),
+        Check(
+            "restarts",
+            "abort" if restarting else "advance",
+            f"{candidate.restarts} of the candidate's {candidate.pods} pods, {champion.restarts} "
+            f"of the champion's {champion.pods}; {analysis.max_restarts} more are allowed",
+        ),
+    ]
+
+
+def _traffic(weight: int, seen: Seen, analysis: AnalysisSettings) -> Check:
+    had = seen.candidate.requests
+    words = f"{had:,} requests to the candidate"
+    if weight < 100:
+        had = min(had, seen.champion.requests)
+        words += f", {seen.champion.requests:,} to the champion"
+    verdict: Literal["advance", "hold"] = "advance" if had >= analysis.min_requests else "hold"
+    return Check("traffic", verdict, f"{words}; at least {analysis.min_requests:,} are needed")
+
+
+def _of_traffic(weight: int, seen: Seen, analysis: AnalysisSettings, needed: float) -> list[Check]:
+    return [
+        _errors(weight, seen, analysis, needed),
+        _refused(seen, analysis, needed),
+        _latency("p50", 0.5, analysis.p50_factor, seen, analysis.latency_floor_s, needed),
+        _latency("p99", 0.99, analysis.p99_factor, seen, analysis.latency_floor_s, needed),
+        _classes(seen, analysis.max_class_shift, needed),
+        _confidence(seen, analysis.max_confidence_shift, needed),
+    ]
+
+
+def _errors(weight: int, seen: Seen, analysis: AnalysisSettings, needed: float) -> Check:
+    candidate, champion = seen.candidate, seen.champion
+    share, too_many = _share(candidate.errors, candidate.requests), analysis.max_error_rate
+    evidence, allowed = math.inf, too_many
+    words = f"{_count(candidate.errors, candidate.requests)} at the candidate"
+    if champion.requests:
+        evidence = _exceeds("errors", candidate, champion, analysis.error_margin)
+        allowed = _share(champion.errors, champion.requests) + analysis.error_margin
+        words = _of_both(seen, candidate.errors, champion.errors)
+    if weight == 100 or not champion.requests:
+        # Alone, it may suffer from what the champion would now suffer from as well.
+        evidence = min(evidence, float(above(candidate.errors, candidate.requests, too_many)))
+    check = _weighed("errors", evidence, needed, looks=share > allowed, words=words)
+    if check.verdict == "advance" and share > too_many:
+        words += f": no worse, but over the {too_many:.2%} that may advance"
+        return Check("errors", "hold", words)
+    return check
+
+
+def _refused(seen: Seen, analysis: AnalysisSettings, needed: float) -> Check:
+    candidate, champion = seen.candidate, seen.champion
+    evidence = _exceeds("refused", candidate, champion, analysis.refused_margin)
+    share = _share(candidate.refused, candidate.requests)
+    allowed = _share(champion.refused, champion.requests) + analysis.refused_margin
+    words = _of_both(seen, candidate.refused, champion.refused)
+    return _weighed("refused", evidence, needed, looks=share > allowed, words=words)
+
+
+def _exceeds(
+    what: Literal["errors", "refused"], candidate: Answered, champion: Answered, margin: float
+) -> float:
+    counts = (getattr(candidate, what), candidate.requests, getattr(champion, what))
+    return float(exceeds(*counts, champion.requests, margin=margin))
+
+
+def _latency(
+    name: str, quantile: float, factor: float, seen: Seen, floor_s: float, needed: float
+) -> Check:
+    """Weigh a quantile by the histograms' bounds alone, so that their coarseness never accuses.
+
+    For a bound s and the first bound t ≥ factor · s (and ≥ s + floor), the candidate is too slow
+    if the champion's quantile is at most s and the candidate's more than t. Both have to be proven;
+    the pairs' e-values are averaged.
+    """
+    candidate, champion = seen.candidate.seconds, seen.champion.seconds
+    bounds = sorted(set(candidate.at_most) & set(champion.at_most))
+    if not candidate.total or not champion.total:
+        return Check(name, "advance", "no times of both to compare")
+    pairs = [
+        (fast, min(slower))
+        for fast in bounds
+        if (slower := [t for t in bounds[:-1] if t >= max(factor * fast, fast + floor_s)])
+    ]
+    fast = np.array([champion.at_most[bound] for bound, _ in pairs])
+    slow = np.array([candidate.total - candidate.at_most[bound] for _, bound in pairs])
+    proven = np.minimum(
+        above(fast, champion.total, quantile), above(slow, candidate.total, 1 - quantile)
+    )
+    low, high = _bracket(candidate, quantile), _bracket(champion, quantile)
+    return _weighed(
+        name,
+        mean(proven),
+        needed,
+        looks=low[0] >= max(factor * high[1], high[1] + floor_s),
+        words=f"{_between(low)} at the candidate, {_between(high)} at the champion",
+    )
+
+
+def _classes(seen: Seen, margin: float, needed: float) -> Check:
+    candidate, champion = seen.candidate.labels, seen.champion.labels
+    names = sorted(candidate.keys() | champion.keys())
+    new = np.array([candidate.get(name, 0) for name in names], np.float64)
+    old = np.array([champion.get(name, 0) for name in names], np.float64)
+    if not new.sum() or not old.sum():
+        return Check("classes", "advance", "no predictions of both to compare")
+    more = exceeds(new, new.sum(), old, old.sum(), margin=margin)
+    less = exceeds(old, old.sum(), new, new.sum(), margin=margin)
+    change = new / new.sum() - old / old.sum()
+    most = int(np.abs(change).argmax())
+    return _weighed(
+        "classes",
+        mean(np.concatenate([more, less])),
+        needed,
+        looks=bool(abs(change[most]) > margin),
+        words=f"{names[most]} changed most: {_count(new[most], new.sum())} predictions at the "
+        f"candidate, {_count(old[most], old.sum())} at the champion",
+    )
+
+
+def _confidence(seen: Seen, margin: float, needed: float) -> Check:
+    candidate, champion = seen.candidate.confidence, seen.champion.confidence
+    bounds = sorted(set(candidate.at_most) & set(champion.at_most))[:-1]
+    if not candidate.total or not champion.total or not bounds:
+        return Check("confidence", "advance", "no predictions of both to compare")
+    new = np.array([candidate.at_most[bound] for bound in bounds])
+    old = np.array([champion.at_most[bound] for bound in bounds])
+    less = exceeds(new, candidate.total, old, champion.total, margin=margin)
+    fall = new / candidate.total - old / champion.total
+    most = int(fall.argmax())
+    return _weighed(
+        "confidence",
+        mean(less),
+        needed,
+        looks=bool(fall[most] > margin),
+        words=f"at most {bounds[most]:g} in {_count(new[most], candidate.total)} predictions at "
+        f"the candidate, {_count(old[most], champion.total)} at the champion",
+    )
+
+
+def _of_replay(replayed: Replayed, analysis: AnalysisSettings, needed: float) -> Check:
+    """Weigh rightness where labels are known, else whether both say the same."""
+    if replayed.labelled:
+        lost, gained = replayed.lost, replayed.gained
+        return _weighed(
+            "accuracy",
+            float(above(lost, lost + gained, 0.5)),
+            needed,
+            looks=lost - gained > analysis.max_accuracy_loss * replayed.labelled,
+            words=f"of {replayed.labelled:,} labelled pictures the candidate names "
+            f"{replayed.candidate_right:,} rightly, the champion {replayed.champion_right:,}; "
+            f"{lost} only the champion, {gained} only the candidate",
+        )
+    differing = replayed.pictures - replayed.agreeing
+    allowed = 1 - analysis.min_agreement
+    return _weighed(
+        "agreement",
+        float(above(differing, replayed.pictures, allowed)),
+        needed,
+        looks=_share(differing, replayed.pictures) > allowed,
+        words=f"both name {_count(replayed.agreeing, replayed.pictures)} replayed pictures the "
+        f"same; {analysis.min_agreement:.0%} are asked for",
+    )
+
+
+def _weighed(name: str, evidence: float, needed: float, *, looks: bool, words: str) -> Check:
+    """Return the check of something that `looks` worse or not, with the log of its e-value."""
+    shown = f"e-value {math.exp(evidence):.2g}" if evidence < 50 else "e-value beyond 1e21"
+    if not looks:
+        return Check(name, "advance", f"{words}: within the margin")
+    if evidence < math.log(needed):
+        return Check(name, "hold", f"{words}: looks worse, {shown} of {needed:,.0f}")
+    return Check(name, "abort", f"{words}: worse, {shown} of {needed:,.0f}")
+
+
+def _of_both(seen: Seen, candidate: int, champion: int) -> str:
+    return (
+        f"{_count(candidate, seen.candidate.requests)} at the candidate, "
+        f"{_count(champion, seen.champion.requests)} at the champion"
+    )
+
+
+def _bracket(histogram: Histogram, quantile: float) -> tuple[float, float]:
+    """Return the bounds that a quantile lies between, seconds."""
+    low = 0.0
+    for bound, count in sorted(histogram.at_most.items()):
+        if count >= quantile * histogram.total:
+            return low, bound
+        low = bound
+    return low, math.inf
+
+
+def _between(bracket: tuple[float, float]) -> str:
+    low, high = bracket
+    return f"over {low:g} s" if math.isinf(high) else f"{low * 1e3:g}–{high * 1e3:g} ms"
+
+
+def _share(count: float, of: float) -> float:
+    return count / of if of else 0.0
+
+
+def _count(count: float, of: float) -> str:
+    return f"{count:,.0f} of {of:,.0f} ({_share(count, of):.2%})"

@@ -32,7 +32,8 @@ class AnalysisSettings(Settings):
     )
     max_error_rate: Fraction = Field(
         0.05,
-        description="a candidate with more errors never advances, however many the champion has",
+        description="with more errors the candidate never advances, however many the champion has; "
+        "alone at 100 % it is aborted only for more than this",
     )
     refused_margin: Fraction = Field(
         0.05, description="the same for answers that the server is full (429)"
@@ -42,7 +43,7 @@ class AnalysisSettings(Settings):
     )
     p99_factor: float = Field(2.0, ge=1.0, description="the same for the 99th percentile")
     latency_floor_s: float = Field(
-        0.025, ge=0.0, description="and always this much longer than the champion's, seconds"
+        0.01, ge=0.0, description="and always this much longer than the champion's, seconds"
     )
     max_restarts: int = Field(
         1, ge=0, description="restarts of a candidate's pods at a weight, beyond the champion's"
