@@ -16,6 +16,12 @@ from linnet.inference.answers import Answers
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# Finer, because a rollout judges whole requests by these bounds alone.
+_REQUEST_SECONDS = (
+    *(ms / 1000 for ms in (1, 1.5, 2.5, 3.5, 5, 7, 10, 15, 25, 35, 50, 70)),
+    *(ms / 1000 for ms in (100, 150, 250, 350, 500, 700)),
+    *(1.0, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0, 15.0, 30.0),
+)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _OF = ("model", "release")
@@ -35,7 +41,7 @@ class Metrics:
             "linnet_request_seconds",
             "From the whole request to the answer",
             (*_OF, "protocol"),
-            buckets=_SECONDS,
+            buckets=_REQUEST_SECONDS,
             registry=to,
         )
         self.stage_seconds = Histogram(
