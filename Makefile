@@ -11,10 +11,19 @@ SETTINGS ?=
 PYTEST ?=
 ARGS ?=
 FUZZ_S ?= 60
+# kind: its node image, kind's own when empty.
+KIND_NODE_IMAGE ?=
+# The platform: its overlay, some of its parts (all when empty), and a folder with what
+# manifests/third-party/versions.env would fetch.
+OVERLAY ?= kind
+PARTS ?=
+THIRD_PARTY ?=
+PLATFORM = $(RUN) python -m manifests.install $(OVERLAY) --parts "$(PARTS)" \
+	--image-prefix $(IMAGE_PREFIX) --image-tag $(IMAGE_TAG) $(if $(THIRD_PARTY),--third-party $(THIRD_PARTY))
 
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test check format compile package protocol images services services-down \
-	bench bench-serving fuzz clean
+	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform images.txt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +81,27 @@ bench-serving: setup ## Measure the server against the limit and five others (AR
 
 fuzz: setup ## Fuzz the server's parsers, guided by coverage, for FUZZ_S seconds
 	$(RUN) --with atheris python -m tests.serving.fuzz_parsers -max_total_time=$(FUZZ_S)
+
+kind-up: kind-create images kind-load platform ## A cluster of one node with everything on it: kind, images, platform
+
+kind-create: ## Make the kind cluster of kind-config.yaml, unless it is there (KIND_NODE_IMAGE)
+	@kind get clusters 2>/dev/null | grep -qx linnet || \
+		kind create cluster --config kind-config.yaml $(if $(KIND_NODE_IMAGE),--image $(KIND_NODE_IMAGE))
+	@kind export kubeconfig --name linnet
+	kubectl --context kind-linnet -n kube-system rollout status deployment/coredns --timeout=300s
+
+kind-load: ## Hand the built images to the kind cluster
+	kind load docker-image --name linnet \
+		$(foreach target,cpu gpu serving,$(IMAGE_PREFIX)/$(target):$(IMAGE_TAG))
+
+kind-down: ## Remove the kind cluster with everything on it
+	kind delete cluster --name linnet
+
+platform: setup ## Bring the platform up, or repair it, on KUBECONFIG's cluster (OVERLAY, PARTS, THIRD_PARTY)
+	$(PLATFORM)
+
+images.txt: setup ## List every image that a cluster runs, for an air-gapped mirror
+	$(PLATFORM) --list-images > $@
 
 clean: ## Remove what was built; workspaces stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
