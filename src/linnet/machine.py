@@ -1,6 +1,7 @@
 """What this process may use of the machine it runs on."""
 
 import os
+import resource
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -26,25 +27,57 @@ def cpu_quota(cgroups: Path, own_cgroup: Path) -> float | None:
     """
     quotas = [
         quota
-        for folder in _cgroup_folders(cgroups, own_cgroup)
+        for folder in _cgroup_folders(cgroups, own_cgroup, "cpu")
         for quota in (_quota_v2(folder), _quota_v1(folder))
         if quota is not None
     ]
     return min(quotas, default=None)
 
 
-def _cgroup_folders(cgroups: Path, own_cgroup: Path) -> set[Path]:
+def memory_limit() -> int | None:
+    """Return how many bytes of memory this process may use, None where nothing limits it.
+
+    The smallest of its cgroup's limit (version 1 or 2) and of the limits on its address space and
+    its data.
+    """
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    cgroup = cgroup_memory(_CGROUPS, _OWN_CGROUP)
+    found = [limit for limit in (*limits, cgroup) if limit not in (None, resource.RLIM_INFINITY)]
+    return min(found, default=None)
+
+
+def cgroup_memory(cgroups: Path, own_cgroup: Path) -> int | None:
+    """Return the tightest limit on memory, in bytes, from this process's cgroup to the root."""
+    limits = [
+        limit
+        for folder in _cgroup_folders(cgroups, own_cgroup, "memory")
+        for name in ("memory.max", "memory.limit_in_bytes")
+        if (limit := _bytes_in(folder / name)) is not None
+    ]
+    return min(limits, default=None)
+
+
+def _bytes_in(path: Path) -> int | None:
+    try:
+        limit = int(path.read_text())
+    except (OSError, ValueError):
+        return None
+    # Version 1 has a huge number for "no limit".
+    return limit if limit < 1 << 60 else None
+
+
+def _cgroup_folders(cgroups: Path, own_cgroup: Path, controller: str) -> set[Path]:
     """Return the folders that may hold a limit; in a container the mount's root is our own."""
-    folders = {cgroups, cgroups / "cpu"}
+    folders = {cgroups, cgroups / controller}
     try:
         lines = own_cgroup.read_text().splitlines()
     except OSError:
         return folders
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        root = cgroups / "cpu" if controllers else cgroups
+        root = cgroups / controller if controllers else cgroups
         own = Path(path.lstrip("/"))
         folders.update(root / parent for parent in (own, *own.parents))
     return folders

@@ -107,7 +107,8 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(start: Start, releas
         assert server.process.wait(20) == 0
     assert over_rest.outcome["answered"] > 20
     assert over_grpc.outcome["answered"] > 20
-    assert_only_races(over_rest.outcome, over_grpc.outcome)
+    assert not lost(over_rest.outcome)
+    assert not lost(over_grpc.outcome)
     said = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
     for protocol, code, callers in (("rest", 200, over_rest), ("grpc", "OK", over_grpc)):
         codes = Counter(
@@ -117,17 +118,6 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(start: Start, releas
         assert codes[code] == callers.outcome["answered"]
         assert set(codes) <= {code, 429, 503, "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
     assert "Traceback" not in server.output()
-
-
-def assert_only_races(*outcomes: Counter[str]) -> None:
-    """Check that at most the very moment of closing was unlucky for somebody.
-
-    A connection that the kernel has made, and the server not yet seen, is reset when the listening
-    socket closes; a gRPC call that has no handler yet is cancelled. Neither was begun.
-    """
-    for outcome in outcomes:
-        assert sum(lost(outcome).values()) <= 2, outcome
-        assert all("ConnectionReset" in name or "CANCELLED" in name for name in lost(outcome))
 
 
 def test_readiness_ends_before_the_server_does(start: Start, release: Path) -> None:
@@ -149,7 +139,7 @@ def test_readiness_ends_before_the_server_does(start: Start, release: Path) -> N
         time.sleep(0.4)
         assert callers.outcome["answered"] > before
         assert server.process.wait(20) == 0
-    assert_only_races(callers.outcome)
+    assert not lost(callers.outcome)
 
 
 def test_two_models_answer_side_by_side_and_one_goes(start: Start, tmp_path: Path) -> None:

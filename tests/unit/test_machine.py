@@ -1,11 +1,11 @@
-"""How many CPUs there are for us."""
+"""How many CPUs and how much memory there are for us."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from linnet.machine import available_cpus, cpu_quota
+from linnet.machine import available_cpus, cgroup_memory, cpu_quota
 from tests.pictures import write_tree
 
 
@@ -52,3 +52,34 @@ def test_the_quota_is_read_from_either_version_of_cgroups(
 
 def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path / "absent", tmp_path / "absent-too") is None
+
+
+MEMORY = {
+    "no limit": ({"memory.max": b"max\n"}, b"0::/\n", None),
+    "container, version 2": ({"memory.max": b"1073741824\n"}, b"0::/\n", 1 << 30),
+    "a parent's limit": (
+        {"pods/memory.max": b"4096\n", "pods/one/memory.max": b"8192\n"},
+        b"0::/pods/one\n",
+        4096,
+    ),
+    "container, version 1": (
+        {"memory/memory.limit_in_bytes": b"8192\n"},
+        b"4:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n",
+        8192,
+    ),
+    "version 1, no limit": (
+        {"memory/memory.limit_in_bytes": b"9223372036854771712\n"},
+        b"3:memory:/\n",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "own", "expected"), MEMORY.values(), ids=list(MEMORY))
+def test_the_limit_on_memory_is_read_from_either_version_of_cgroups(
+    tmp_path: Path, files: dict[str, bytes], own: bytes, expected: int | None
+) -> None:
+    cgroups = write_tree(tmp_path / "cgroup", files)
+    own_cgroup = tmp_path / "self"
+    own_cgroup.write_bytes(own)
+    assert cgroup_memory(cgroups, own_cgroup) == expected

@@ -9,11 +9,16 @@ Source: RFC 9112; parsed by llhttp (httptools).
 """
 
 import asyncio
+import ctypes
 import logging
 import math
+import socket
+import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -39,6 +44,13 @@ _MAX_URL = 8 << 10
 _AHEAD = 4
 _LINGER_S = 2.0
 _SWEEP_S = 0.5
+# Time for connections that are being made when the port closes.
+_SETTLE_S = 0.1
+_ATTACH_FILTER = 26
+# Of a TCP header, in the kernel's packet filter: load the flags; SYN: drop, else: keep.
+_WITHOUT_SYN = struct.pack(
+    "HBBI" * 4, *(0x30, 0, 0, 13), *(0x45, 0, 1, 0x02), *(0x06, 0, 0, 0), *(0x06, 0, 0, 0xFFFF)
+)
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
@@ -127,11 +139,13 @@ class HttpServer:
     async def drain(self, timeout_s: float) -> int:
         """Stop listening, finish what was accepted, close; return how many had to be cut off."""
         self.draining = True
-        if self._server is not None:
-            # What the kernel has accepted for us is still ours to answer.
-            await asyncio.sleep(0)
-            self._server.close()
         until = time.monotonic() + timeout_s
+        if self._server is not None:
+            # Closing resets what the kernel has connected and we have not accepted yet.
+            for listener in self._server.sockets:
+                _connect_no_more(listener)
+            await asyncio.sleep(min(_SETTLE_S, timeout_s))
+            self._server.close()
         while time.monotonic() < until:
             for connection in list(self.connections):
                 connection.close_if_idle()
@@ -502,6 +516,22 @@ class Connection(asyncio.BufferedProtocol):
     def _release(self, size: int) -> None:
         self._held -= size
         self._server.bodies.give_back(size)
+
+
+def _connect_no_more(listener: socket.socket) -> None:
+    """Let the kernel make no new connection, while those that are made can still be accepted.
+
+    Who tries to connect is told nothing for a second, tries again, and finds the port closed.
+    Source: the Linux kernel's Documentation/networking/filter.rst
+    """
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(_WITHOUT_SYN)
+    count = len(_WITHOUT_SYN) // struct.calcsize("HBBI")
+    with suppress(OSError):
+        listener.setsockopt(
+            socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HP", count, ctypes.addressof(program))
+        )
 
 
 def error_response(error: RequestError) -> Response:

@@ -18,10 +18,13 @@ from linnet.inference.models import Address, Models
 from linnet.inference.queueing import Bodies
 from linnet.inference.rest import Rest
 from linnet.inference.settings import ServeSettings
+from linnet.machine import available_cpus, memory_limit
 from linnet.stores.connections import Connections
 
 logger = logging.getLogger(__name__)
 
+# A large picture takes this much for each pixel while it is decoded (WebP; JPEG a hundredth).
+_BYTES_PER_PIXEL = 16
 # Between threads that compute in C and one event loop, the default of 5 ms is a long wait.
 _SWITCH_INTERVAL_S = 0.001
 
@@ -53,8 +56,33 @@ def serve(
         LinnetError: a release can't be served; says why.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    settings = within(settings, memory_limit())
     with tempfile.TemporaryDirectory(prefix="linnet-serve-") as scratch:
         _run(_serve(releases, settings, connections, Path(scratch), ready))
+
+
+def within(settings: ServeSettings, memory_bytes: int | None) -> ServeSettings:
+    """Return the settings with limits that fit into the memory that this process may use.
+
+    Half of it is for pictures that are being decoded, a quarter for the bodies of requests, and a
+    quarter for models and all the rest.
+    """
+    if memory_bytes is None:
+        return settings
+    threads = settings.decode_threads or available_cpus()
+    limits = {
+        "max_pixels": memory_bytes // 2 // (_BYTES_PER_PIXEL * threads),
+        "bodies_bytes": memory_bytes // 4,
+        "max_body_bytes": memory_bytes // 8,
+    }
+    lower = {name: most for name, most in limits.items() if most < getattr(settings, name)}
+    if lower:
+        logger.warning(
+            "%d MiB of memory may be used here, so limits are lower than set: %s",
+            memory_bytes >> 20,
+            ", ".join(f"{name}={most}" for name, most in lower.items()),
+        )
+    return settings.model_copy(update=lower)
 
 
 def _run(main: "asyncio.Future[None] | object") -> None:
