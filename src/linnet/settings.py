@@ -238,6 +238,34 @@ class TrainSettings(Settings):
         return self
 
 
+class SearchSettings(Settings):
+    """Which train settings are searched for, and how; without a space, none."""
+
+    space: dict[str, Any] = Field(
+        default_factory=dict,
+        description="train settings by dotted name: {low, high} with log or step, or a list of "
+        "choices; `together`: a list of groups of settings; empty: no search",
+    )
+    trials: Count = Field(20, description="trials in all, over all workers")
+    sampler: Literal["tpe", "random"] = Field(
+        "tpe", description="how trials are drawn; tpe: where earlier ones were good"
+    )
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        "median", description="which trials are stopped early; median: those worse than most"
+    )
+    startup_trials: Count = Field(
+        5, description="trials that are drawn at random and, with pruner median, never stopped"
+    )
+    startup_epochs: Count = Field(2, description="epochs before a trial may be stopped")
+    workers: Count = Field(1, description="trials that a pipeline runs at the same time")
+    storage: str | None = Field(
+        None,
+        description="SQLAlchemy URL that workers share; null: LINNET_SEARCH_STORAGE, or SQLite "
+        "in the workspace",
+    )
+    seed: int = Field(42, ge=0, description="seed of the draws")
+
+
 class ExportSettings(Settings):
     """How the checkpoint becomes an ONNX graph, and how closely it must agree."""
 
@@ -330,10 +358,22 @@ class RunSettings(Settings):
     source: SourceSettings = SourceSettings()
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
+    search: SearchSettings = SearchSettings()
     export: ExportSettings = ExportSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
     release: ReleaseSettings = ReleaseSettings()
+
+    @model_validator(mode="after")
+    def _a_space_of_train_settings(self) -> Self:
+        if self.search.space:
+            from linnet.search_space import read_space
+
+            try:
+                read_space(self.search.space, self.train)
+            except SettingsError as error:
+                raise ValueError(str(error)) from error
+        return self
 
     def section(self, name: str) -> dict[str, Any]:
         """Return one section as plain JSON values without nulls, as it travels to a step."""

@@ -17,6 +17,7 @@ class Connections:
     `tracking_uri` is anything MLflow takes: `sqlite:///…`, `postgresql://…`, `http://…`.
     `artifact_root` is a folder or `s3://bucket/prefix`; None leaves the choice to an MLflow server.
     `tracking_run_id` is a run to join, that whoever started this process has begun.
+    `search_storage` is the SQLAlchemy URL of the database that workers of a search share.
     `release_root`, a folder or `s3://bucket/prefix`, is for settings that name none.
     `s3_endpoint` is a URL; None means AWS. Without keys, AWS's own chain is asked (shared
     credentials file, role of the pod or machine).
@@ -26,6 +27,7 @@ class Connections:
     artifact_root: str | None = None
     release_root: str | None = None
     tracking_run_id: str | None = None
+    search_storage: str | None = field(default=None, repr=False)
     s3_endpoint: str | None = None
     s3_access_key: str | None = field(default=None, repr=False)
     s3_secret_key: str | None = field(default=None, repr=False)
@@ -54,7 +56,7 @@ class Connections:
 
     @classmethod
     def from_environment(cls, workspace: Path, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the standard variables of MLflow and AWS; called at entry points only.
+        """Read the standard variables of MLflow and AWS, and LINNET_RELEASE_ROOT, at entry points.
 
         Without MLFLOW_TRACKING_URI, runs go to SQLite and a folder in the workspace. With an MLflow
         server, the server places the artifacts unless MLFLOW_DEFAULT_ARTIFACT_ROOT is set.
@@ -69,8 +71,11 @@ class Connections:
                 "MLFLOW_DEFAULT_ARTIFACT_ROOT",
                 None if by_server else str(workspace / "mlartifacts"),
             ),
-            release_root=str(workspace / "releases"),
+            release_root=env.get("LINNET_RELEASE_ROOT", str(workspace / "releases")),
             tracking_run_id=env.get("MLFLOW_RUN_ID"),
+            search_storage=env.get(
+                "LINNET_SEARCH_STORAGE", f"sqlite:///{workspace / 'search.db'}"
+            ),
             s3_endpoint=env.get("AWS_ENDPOINT_URL_S3", env.get("AWS_ENDPOINT_URL")),
             s3_access_key=env.get("AWS_ACCESS_KEY_ID"),
             s3_secret_key=env.get("AWS_SECRET_ACCESS_KEY"),

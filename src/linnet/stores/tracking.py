@@ -75,16 +75,29 @@ class Tracker:
                     _experiment_id(client, connections, experiment), run_name=run_name
                 )
         tracker = cls(run.info.run_id, experiment, connections, client)
-        status = "KILLED"
-        try:
+        if joined is not None:
             yield tracker
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            if joined is None:
-                tracker._end(status)
+        else:
+            with tracker._ending():
+                yield tracker
+
+    @contextmanager
+    def child(self, run_name: str) -> Iterator[Self]:
+        """Begin a run that is shown below this one, and end it as `start` does.
+
+        Raises:
+            TrackingError: MLflow can't be reached or refuses.
+        """
+        with tracking_errors(self.connections, "begin a run"):
+            parent = self._client.get_run(self.run_id)
+            run = self._client.create_run(
+                parent.info.experiment_id,
+                run_name=run_name,
+                tags={"mlflow.parentRunId": self.run_id},
+            )
+        child = type(self)(run.info.run_id, self.experiment, self.connections, self._client)
+        with child._ending():
+            yield child
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings; nested ones become `train.head.epochs`."""
@@ -130,6 +143,18 @@ class Tracker:
         with tracking_errors(self.connections, f"store {name}"):
             self._client.log_figure(self.run_id, figure, name)
 
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        status = "KILLED"
+        try:
+            yield
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            self._end(status)
+
     def _end(self, status: str) -> None:
         try:
             self._client.set_terminated(self.run_id, status=status)
@@ -173,8 +198,8 @@ def open_client(connections: Connections) -> Any:
 
         for chatty in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        uri = _with_driver(connections.tracking_uri)
-        with _tables_locked(uri):
+        uri = with_driver(connections.tracking_uri)
+        with tables_locked(uri):
             return MlflowClient(uri, registry_uri=uri)
 
 
@@ -221,14 +246,14 @@ def _experiment_id(client: Any, connections: Connections, name: str) -> str:
         raise
 
 
-def _with_driver(uri: str) -> str:
+def with_driver(uri: str) -> str:
     """Name the PostgreSQL driver that linnet[tracking] has; SQLAlchemy's default has changed."""
     scheme, separator, rest = uri.partition("://")
     return f"postgresql+psycopg2{separator}{rest}" if scheme == "postgresql" else uri
 
 
 @contextmanager
-def _tables_locked(uri: str) -> Iterator[None]:
+def tables_locked(uri: str) -> Iterator[None]:
     """Let one process at a time make a database's tables; MLflow itself takes no care.
 
     For a database server this connection also finds out within seconds whether it answers, where
