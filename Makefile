@@ -50,8 +50,8 @@ format: setup ## Format and sort
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-compile: setup ## Compile the pipelines for a cluster to build/pipelines, images at this revision
-	LINNET_IMAGE_PREFIX=$(IMAGE_PREFIX) LINNET_IMAGE_TAG=$(IMAGE_TAG) \
+compile: setup ## Compile the pipelines for a cluster to build/pipelines, images at this revision (OVERLAY=gpu-cluster: train on GPUs)
+	LINNET_IMAGE_PREFIX=$(IMAGE_PREFIX) LINNET_IMAGE_TAG=$(IMAGE_TAG) LINNET_OVERLAY=$(OVERLAY) \
 		$(RUN) python -m pipelines.compile build/pipelines
 
 package: setup ## Compile the pipelines that are shipped inside the library

@@ -3,7 +3,7 @@
     python -m pipelines.compile [FOLDER]
 
 The images' prefix and tag come from LINNET_IMAGE_PREFIX and LINNET_IMAGE_TAG, see
-`components/step.py`.
+`components/step.py`, the kind of cluster from LINNET_OVERLAY, see `pipelines/placement.py`.
 """
 
 import shutil

@@ -83,6 +83,8 @@ def _main(
         handlers=[RichHandler(console=err, show_path=False, show_time=False, show_level=verbose)],
     )
     logging.getLogger("linnet").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # It warns of each try again; what comes of them is in our errors.
+    logging.getLogger("urllib3").setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -120,6 +122,98 @@ def run(
     )
     _show(result, as_json, _show_run)
     result.require_release()
+
+
+@app.command(rich_help_panel=PIPELINE)
+def submit(
+    settings: SettingsFile = None,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint",
+            "-e",
+            envvar="KF_PIPELINES_ENDPOINT",
+            help="Kubeflow Pipelines: the address of its UI or of its API.",
+        ),
+    ] = "http://127.0.0.1:8888",
+    overrides: Set = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Profile, where Kubeflow is shared.")
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Default: the model's name.")] = None,
+    run_name: Annotated[str | None, typer.Option(help="Default: model, date and time.")] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option(help="Compiled pipeline (from `make compile`); default: the one shipped."),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="One more parameter of the pipeline: name=value."),
+    ] = None,
+    recurring: Annotated[
+        str | None, typer.Option(help="Run on a schedule, in cron's five fields, instead of now.")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Don't follow the run.")] = False,
+    token: Annotated[
+        str | None, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token.")
+    ] = None,
+    cookie: Annotated[
+        str | None, typer.Option(envvar="KF_PIPELINES_COOKIE", help="Cookie of a log-in.")
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="ServiceAccount of the run's pods.")
+    ] = None,
+    ui: Annotated[
+        str | None,
+        typer.Option(envvar="KF_PIPELINES_UI_ENDPOINT", help="UI's address, if another."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the pipeline on a cluster and follow it to its end.
+
+    What stops following it, as Ctrl-C, leaves it running. The images are those that the pipeline
+    was compiled with: `make images compile`, then `--pipeline build/pipelines/….yaml`.
+
+    Exit codes: 0 released; 1 a step failed; 2 wrong settings or usage; 3 refused by the gate.
+    """
+    from linnet import submission
+    from linnet.kubeflow import Kubeflow
+    from linnet.settings import apply_override
+
+    wanted = RunSettings.load(settings or launch.packaged_settings(), tuple(overrides or ()))
+    more: dict[str, Any] = {}
+    for parameter in parameters or ():
+        apply_override(more, parameter)
+    server = Kubeflow(endpoint, namespace=namespace, token=token, cookie=cookie)
+    options: dict[str, Any] = {
+        "pipeline": pipeline,
+        "experiment": experiment,
+        "run_name": run_name,
+        "parameters": more,
+        "cache": not no_cache,
+        "service_account": service_account,
+        "ui": ui,
+    }
+    if recurring is not None:
+        _show(submission.schedule(wanted, server, recurring, **options), as_json)
+        return
+    submitted = submission.submit(wanted, server, **options)
+    err.print(f"{submitted.pipeline.name} is submitted: ", end="")
+    err.print(submitted.url, markup=False, highlight=False, soft_wrap=True)
+    if no_wait:
+        if as_json:
+            row = {"run_id": submitted.run_id, "url": submitted.url}
+            sys.stdout.write(json.dumps(row, indent=2) + "\n")
+        return
+    try:
+        with err.status("waiting for the first step") as status:
+            outcome = submission.follow(submitted, server, _watcher(status.update))
+    except KeyboardInterrupt:
+        err.print(f"no longer following; the run goes on: {submitted.url}", soft_wrap=True)
+        raise
+    _show(outcome, as_json, _show_outcome)
+    outcome.require_release()
 
 
 @app.command(rich_help_panel=STEPS)
@@ -500,13 +594,22 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _watcher() -> Callable[[launch.StepEvent], None]:
-    """Return a printer of a run's steps, their lines and durations, on standard error."""
+def _watcher(
+    now: Callable[[str], None] = lambda step: None,
+) -> Callable[[launch.StepEvent], None]:
+    """Return a printer of a run's steps, their lines and durations, on standard error.
+
+    `now` is told what runs, for a line that changes on a terminal.
+    """
     order = iter(range(1, 100))
 
     def watch(event: launch.StepEvent) -> None:
         if event.kind == "started":
+            now(event.step)
             err.print(f"[bold]{next(order)}  {event.step}[/bold]")
+        elif event.kind in ("cached", "skipped"):
+            why = "taken from the cache" if event.kind == "cached" else "skipped"
+            err.print(f"[bold]{next(order)}  {event.step}[/bold]\n   {why}\n")
         elif event.kind == "line":
             text = f"   {event.text}"
             err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -530,6 +633,13 @@ def _show_run(result: launch.RunResult) -> None:
     _line("data card", result.card)
     _line("log", result.folder / "run.log")
     _line("seconds", "  ".join(f"{step} {took:.1f}" for step, took in result.seconds.items()))
+
+
+def _show_outcome(outcome: Any) -> None:
+    _line("run", outcome.run_id)
+    _line("where", outcome.url)
+    _line("state", outcome.state)
+    _line("seconds", "  ".join(f"{step} {took:.1f}" for step, took in outcome.seconds.items()))
 
 
 def _line(name: str, value: object) -> None:

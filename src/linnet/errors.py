@@ -120,6 +120,18 @@ class RunFailedError(LinnetError):
     """A step of the pipeline failed; the message carries the step's own error."""
 
 
+class KubeflowError(LinnetError):
+    """Kubeflow Pipelines refused a request."""
+
+
+class KubeflowUnreachableError(KubeflowError):
+    """Kubeflow Pipelines did not answer as long as it was tried."""
+
+
+class KubeflowDeniedError(KubeflowError):
+    """Kubeflow Pipelines does not accept who asks."""
+
+
 class RequestError(LinnetError):
     """A request to the server can't be answered; `status` is HTTP's, `retry_after_s` a hint."""
 

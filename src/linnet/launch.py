@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from linnet.errors import GateRefusedError, RunFailedError, SettingsError
 from linnet.settings import RunSettings
+from linnet.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,12 @@ SECTIONS = ("ingest", "train", "export", "evaluate", "gate", "release")
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a step says: it started, printed a line, or ended after `seconds`."""
+    """What a step says: it started, printed a line, or ended after `seconds`.
 
-    kind: Literal["started", "line", "finished", "failed"]
+    `cached` and `skipped` steps never started: their results were there, or were not wanted.
+    """
+
+    kind: Literal["started", "line", "finished", "failed", "cached", "skipped"]
     step: str
     text: str = ""
     seconds: float = 0.0
@@ -95,7 +99,7 @@ def run(
     folder.mkdir(parents=True)
     pipeline = pipeline or packaged_pipeline()
     try:
-        task = components.load_component_from_file(str(pipeline))
+        task = components.load_component_from_text(_without_retries(pipeline))
     except Exception as error:
         raise SettingsError(
             f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
@@ -122,10 +126,21 @@ def run(
                 task(**arguments)
         except RuntimeError as error:
             raise RunFailedError(
-                f"step {printer.step or 'none'} failed: {_own_words(printer.lines) or error}\n"
+                f"step {printer.failed or 'none'} failed: {printer.words or error}\n"
                 f"the whole log is {log}"
             ) from error
     return _collect(folder, printer.seconds)
+
+
+def _without_retries(pipeline: Path) -> str:
+    """Return the pipeline's YAML without retries: a step that fails here would fail again."""
+    import yaml
+
+    documents = list(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))
+    parts = [documents[0]["root"], *documents[0]["components"].values()]
+    for task in (task for part in parts for task in part.get("dag", {}).get("tasks", {}).values()):
+        task.pop("retryPolicy", None)
+    return yaml.safe_dump_all(documents)
 
 
 def with_absolute_paths(settings: RunSettings) -> RunSettings:
@@ -194,9 +209,7 @@ def _quiet_kfp() -> Iterator[None]:
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '([^']+)'")
 _ENDED = re.compile(r"Task '([^']+)' finished with status (\w+)")
-_SAID = re.compile(r"\s*\[KFP Executor [^\]]*\]: (.*)")
-_EXECUTOR_ITSELF = ("Looking for component", "Loading KFP component", "Wrote executor output file")
-_INPUT_BEGINS, _INPUT_ENDS = "Got executor_input:", "    }"
+_INDENT = "    "
 
 
 class _StepPrinter(io.TextIOBase):
@@ -207,9 +220,11 @@ class _StepPrinter(io.TextIOBase):
         self._watch = watch
         self._rest = ""
         self._started = 0.0
-        self._in_input = False
+        self._heard = StepLog()
         self.step = ""
-        self.lines: list[str] = []
+        # The first step that failed, and why; the last step runs after it.
+        self.failed = ""
+        self.words = ""
         self.seconds: dict[str, float] = {}
 
     def writable(self) -> bool:
@@ -227,40 +242,23 @@ class _StepPrinter(io.TextIOBase):
 
     def _line(self, line: str) -> None:
         if started := _STARTED.search(line):
-            self.step, self.lines, self._started = started[1], [], time.perf_counter()
+            self.step, self._heard, self._started = started[1], StepLog(), time.perf_counter()
             self._watch(StepEvent("started", self.step))
         elif ended := _ENDED.search(line):
             self._end(ended[1], succeeded=ended[2] == "SUCCESS")
-        elif self._in_input:
-            self._in_input = line != _INPUT_ENDS
-        elif self.step and line.strip():
-            self._said(line)
+        elif self.step and " - INFO - " not in line:
+            said = self._heard.hear(line.removeprefix(_INDENT))
+            if said is not None:
+                self._watch(StepEvent("line", self.step, text=said))
 
     def _end(self, step: str, *, succeeded: bool) -> None:
         took = time.perf_counter() - self._started
         self.seconds[step] = took
         self._watch(StepEvent("finished" if succeeded else "failed", step, seconds=took))
-        if succeeded:
-            # What kfp lists after it, the outputs, is in the log.
-            self.step = ""
-
-    def _said(self, line: str) -> None:
-        found = _SAID.match(line)
-        if found and found[1].startswith(_INPUT_BEGINS):
-            self._in_input = True
-        elif found and not found[1].startswith(_EXECUTOR_ITSELF):
-            self._watch(StepEvent("line", self.step, text=found[1]))
-        elif not found and " - INFO - " not in line:
-            self.lines.append(line)
-
-
-def _own_words(lines: list[str]) -> str:
-    """Return the message that a step's traceback ends with, without the exception's name."""
-    for number in range(len(lines) - 1, -1, -1):
-        found = re.match(r"\s*(?:linnet\.errors\.)?\w*(?:Error|Exception): (.*)", lines[number])
-        if found:
-            return "\n".join([found[1], *(line.rstrip() for line in lines[number + 1 :])])
-    return ""
+        if not succeeded and not self.failed:
+            self.failed, self.words = step, self._heard.own_words()
+        # What kfp lists after it, the outputs, is in the log.
+        self.step = ""
 
 
 def _collect(folder: Path, seconds: dict[str, float]) -> RunResult:

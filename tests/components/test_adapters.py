@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 from kfp import dsl
 
+from components.conclude.component import conclude
 from components.evaluate.component import evaluate
 from components.export.component import export
 from components.gate.component import gate
@@ -17,6 +18,8 @@ from components.release.component import release
 from components.train.component import train
 from linnet.data.dataset import Dataset
 from linnet.release.bundle import open_release
+from linnet.stores.connections import Connections
+from linnet.stores.tracking import Tracker, open_client
 from tests.shades import TRAIN, write_shades
 
 
@@ -104,3 +107,41 @@ def test_release_reports_an_address_that_opens(ran: SimpleNamespace) -> None:
     opened = open_release(ran.uri, scratch=ran.folder / "scratch")
     assert opened.manifest["provenance"]["dataset_version"] == ran.version
     assert ran.uri in Path(ran.released.path).read_text()
+
+
+def test_conclude_says_how_the_run_ended_and_tags_the_model(ran: SimpleNamespace) -> None:
+    workspace = ran.folder / "workspace"
+    status = dsl.PipelineTaskFinalStatus("FAILED", "train-and-release-x", "run", 1, "no space")
+    said = conclude.python_func(status, "shades", str(workspace))
+    assert said == "shades: run train-and-release-x ended as FAILED: no space"
+    client = open_client(Connections.from_environment(workspace, {}))
+    tags = client.get_registered_model("shades").tags
+    assert tags["last_run_state"] == "FAILED"
+    assert tags["last_run_error"] == "no space"
+
+
+def test_conclude_of_a_model_without_releases_leaves_mlflow_alone(tmp_path: Path) -> None:
+    status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "run-1", "run", None, None)
+    assert conclude.python_func(status, "new", str(tmp_path)).endswith("ended as SUCCEEDED")
+    assert not list(tmp_path.iterdir())
+
+
+def test_conclude_ends_well_where_mlflow_is_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "run-1", "run", None, None)
+    conclude.python_func(status, "digits", str(tmp_path))
+    assert "the outcome is not in MLflow" in caplog.text
+
+
+def test_a_run_that_was_begun_for_us_is_joined_and_tagged_with_the_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections.from_environment(tmp_path, {})
+    with Tracker.start(connections, experiment="digits") as begun:
+        monkeypatch.setenv("MLFLOW_RUN_ID", begun.run_id)
+        status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "run-1", "run", None, None)
+        conclude.python_func(status, "digits", str(tmp_path))
+    tags = open_client(connections).get_run(begun.run_id).data.tags
+    assert tags["last_run"] == "run-1"

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,54 @@ import yaml
 from pipelines.compile import compile_all
 
 ROOT = Path(__file__).parents[2]
-STEPS = ["ingest", "train", "export", "evaluate", "gate", "release"]
+STEPS = ["ingest", "train", "export", "evaluate", "gate", "release", "rollout", "conclude"]
+DECIDING = ["gate", "release", "rollout", "conclude"]
+
+
+class Compiled:
+    """A compiled pipeline: what every runner heeds, and what a cluster does beyond that."""
+
+    def __init__(self, file: Path) -> None:
+        self.text = file.read_text()
+        self.ir, platform = yaml.safe_load_all(self.text)
+        self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+    def executor(self, step: str) -> dict[str, Any]:
+        return dict(self.ir["deploymentSpec"]["executors"][f"exec-{step}"]["container"])
+
+    def kubernetes(self, step: str) -> dict[str, Any]:
+        return dict(self.platform[f"exec-{step}"])
+
+    def tasks(self) -> dict[str, Any]:
+        found = dict(self.ir["root"]["dag"]["tasks"])
+        for component in self.ir["components"].values():
+            found |= component.get("dag", {}).get("tasks", {})
+        return found
+
+
+def compiled_with(folder: Path, **environment: str) -> Compiled:
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.compile", str(folder)]
+    environment = {**os.environ, **environment}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    return Compiled(folder / "train_and_release.yaml")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("pipelines")
+def kind(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    folder = tmp_path_factory.mktemp("kind")
     compile_all(folder)
-    return next(yaml.safe_load_all((folder / "train_and_release.yaml").read_text()))
+    return Compiled(folder / "train_and_release.yaml")
 
 
-def tasks(ir: dict[str, Any]) -> dict[str, Any]:
-    found = dict(ir["root"]["dag"]["tasks"])
-    for component in ir["components"].values():
-        found |= component.get("dag", {}).get("tasks", {})
-    return found
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Compiled for a cluster with GPUs, at a revision and for a registry."""
+    return compiled_with(
+        tmp_path_factory.mktemp("gpu"),
+        LINNET_OVERLAY="gpu-cluster",
+        LINNET_IMAGE_PREFIX="registry.example/team",
+        LINNET_IMAGE_TAG="0123456789ab",
+    )
 
 
 def test_the_shipped_pipeline_is_fresh(tmp_path: Path) -> None:
@@ -36,41 +70,160 @@ def test_the_shipped_pipeline_is_fresh(tmp_path: Path) -> None:
         assert file.read_text() == shipped.read_text(), "run `make package` and commit"
 
 
-def test_every_step_is_a_task_and_release_waits_for_the_gate(compiled: dict[str, Any]) -> None:
-    assert set(STEPS) < set(tasks(compiled))
-    assert "release" not in compiled["root"]["dag"]["tasks"]
-    condition = compiled["root"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]["condition"]
-    assert condition.endswith("== 'release'")
+def conditions(compiled: Compiled) -> Iterator[str]:
+    for task in compiled.tasks().values():
+        if "condition" in task.get("triggerPolicy", {}):
+            yield task["triggerPolicy"]["condition"]
 
 
-def test_gate_and_release_are_never_taken_from_the_cache(compiled: dict[str, Any]) -> None:
+def test_release_waits_for_the_gate_and_rollout_for_being_asked_for(kind: Compiled) -> None:
+    assert set(STEPS) < set(kind.tasks())
+    places = {
+        task: name
+        for name, component in kind.ir["components"].items()
+        for task in component.get("dag", {}).get("tasks", {})
+    }
+    assert "condition" in places["release"]
+    assert "condition" in places["rollout"]
+    assert places["rollout"] != places["release"]
+    passed, asked = sorted(conditions(kind))[::-1]
+    assert "gate-Output" in passed
+    assert passed.endswith("== 'release'")
+    assert "after_release" in asked
+    assert kind.ir["root"]["inputDefinitions"]["parameters"]["after_release"]["defaultValue"] == (
+        "stop"
+    )
+
+
+def test_the_last_step_runs_however_the_others_ended(kind: Compiled) -> None:
+    root = kind.ir["root"]["dag"]["tasks"]
+    assert set(root) == {"conclude", "exit-handler-1"}
+    assert root["conclude"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    status = root["conclude"]["inputs"]["parameters"]["status"]
+    assert status == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
+
+
+def test_what_depends_on_the_registry_is_never_taken_from_the_cache(kind: Compiled) -> None:
+    tasks = kind.tasks()
     cached = {
-        name: task.get("cachingOptions", {}).get("enableCache", False)
-        for name, task in tasks(compiled).items()
+        name for name in STEPS if tasks[name].get("cachingOptions", {}).get("enableCache", False)
     }
-    assert [name for name in STEPS if not cached[name]] == ["gate", "release"]
+    assert set(STEPS) - cached == set(DECIDING)
 
 
-def test_nothing_is_installed_when_a_step_starts(compiled: dict[str, Any]) -> None:
-    executors = compiled["deploymentSpec"]["executors"].values()
-    assert not [e for e in executors if "pip install" in str(e["container"]["command"])]
+@pytest.mark.parametrize("step", ["ingest", "train", "export", "evaluate"])
+def test_a_changed_setting_breaks_the_cache_of_its_step(kind: Compiled, step: str) -> None:
+    settings = kind.tasks()[step]["inputs"]["parameters"]["settings"]
+    assert settings["componentInputParameter"].removeprefix("pipelinechannel--") == (
+        f"{step}_settings"
+    )
+    assert "env" not in kind.executor(step), "the cache's key has no environment in it"
 
 
-def test_images_carry_the_prefix_and_revision_of_the_compilation(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "LINNET_IMAGE_PREFIX": "registry.example/team",
-        "LINNET_IMAGE_TAG": "0123456789ab",
-    }
-    command = [sys.executable, "-W", "ignore", "-m", "pipelines.compile", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    ir = next(yaml.safe_load_all((tmp_path / "train_and_release.yaml").read_text()))
-    executors = ir["deploymentSpec"]["executors"]
-    images = {name.removeprefix("exec-"): e["container"]["image"] for name, e in executors.items()}
-    with_torch = {name for name, image in images.items() if "/gpu:" in image}
-    assert with_torch == {"train", "export"}
+def test_a_changed_revision_breaks_the_cache_of_every_step(
+    gpu: Compiled, tmp_path: Path, kind: Compiled
+) -> None:
+    later = compiled_with(
+        tmp_path,
+        LINNET_OVERLAY="gpu-cluster",
+        LINNET_IMAGE_PREFIX="registry.example/team",
+        LINNET_IMAGE_TAG="ba9876543210",
+    )
+    for step in STEPS:
+        assert gpu.executor(step)["image"] != later.executor(step)["image"]
+        assert gpu.executor(step)["command"] == later.executor(step)["command"]
+    assert later.text.replace("ba9876543210", "0123456789ab") == gpu.text
+
+
+def test_images_carry_the_prefix_and_revision_of_the_compilation(gpu: Compiled) -> None:
+    images = {step: gpu.executor(step)["image"] for step in STEPS}
+    assert {step for step in STEPS if "/gpu:" in images[step]} == {"train", "export"}
     assert {image.rpartition(":")[2] for image in images.values()} == {"0123456789ab"}
     assert all(image.startswith("registry.example/team/") for image in images.values())
+
+
+def test_nothing_is_installed_when_a_step_starts(kind: Compiled) -> None:
+    assert not [step for step in STEPS if "pip install" in str(kind.executor(step)["command"])]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_credentials_come_from_the_secret_and_addresses_from_the_config_map(
+    kind: Compiled, gpu: Compiled, step: str
+) -> None:
+    for compiled in (kind, gpu):
+        told = compiled.kubernetes(step)
+        (secret,) = told["secretAsEnv"]
+        needed, of_s3 = told["configMapAsEnv"]
+        assert secret["secretName"] == "linnet-s3"
+        assert {pair["envVar"] for pair in secret["keyToEnv"]} == {
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+        }
+        assert {needed["configMapName"], of_s3["configMapName"]} == {"linnet-connections"}
+        assert {pair["envVar"] for pair in needed["keyToEnv"]} == {
+            "MLFLOW_TRACKING_URI",
+            "LINNET_RELEASE_ROOT",
+        }
+        assert (needed["optional"], of_s3["optional"], secret["optional"]) == (False, True, True)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_is_not_root_and_its_image_is_pulled_once(kind: Compiled, step: str) -> None:
+    told = kind.kubernetes(step)
+    assert told["securityContext"] == {"runAsNonRoot": True}
+    assert told["imagePullPolicy"] == "IfNotPresent"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_is_limited_is_requested_too(kind: Compiled, gpu: Compiled, step: str) -> None:
+    for compiled in (kind, gpu):
+        resources = compiled.executor(step)["resources"]
+        assert resources["resourceCpuRequest"]
+        assert resources["resourceMemoryRequest"]
+        assert not {"resourceCpuLimit", "resourceMemoryLimit"} & set(resources)
+
+
+def test_training_goes_on_in_another_pod_where_the_first_was_lost(kind: Compiled) -> None:
+    retry = kind.tasks()["train"]["retryPolicy"]
+    assert retry["maxRetryCount"] == 3
+    (volume,) = kind.kubernetes("train")["pvcMount"]
+    assert volume["constant"] == "linnet-workspace"
+    workspace = kind.ir["root"]["inputDefinitions"]["parameters"]["workspace"]["defaultValue"]
+    assert volume["mountPath"] == workspace
+
+
+def test_on_kind_nothing_asks_for_a_gpu(kind: Compiled) -> None:
+    for step in STEPS:
+        assert "accelerator" not in kind.executor(step)["resources"]
+        assert not {"nodeSelector", "tolerations", "emptyDirMounts"} & set(kind.kubernetes(step))
+    assert "nvidia" not in kind.text
+
+
+def test_on_a_gpu_cluster_training_alone_has_one_gpu_on_a_gpu_node(gpu: Compiled) -> None:
+    accelerators = {s: gpu.executor(s)["resources"].get("accelerator") for s in STEPS}
+    asking = {step: found for step, found in accelerators.items() if found}
+    assert list(asking) == ["train"]
+    assert asking["train"]["resourceType"] == "nvidia.com/gpu"
+    assert asking["train"]["resourceCount"] == "1"
+    told = gpu.kubernetes("train")
+    assert told["nodeSelector"]["labels"] == {"nvidia.com/gpu.present": "true"}
+    (toleration,) = told["tolerations"]
+    assert (toleration["key"], toleration["operator"], toleration["effect"]) == (
+        "nvidia.com/gpu",
+        "Exists",
+        "NoSchedule",
+    )
+    (shared_memory,) = told["emptyDirMounts"]
+    assert (shared_memory["mountPath"], shared_memory["medium"]) == ("/dev/shm", "Memory")
+    assert told["pvcMount"][0]["constant"] == "linnet-workspace"
+    assert gpu.tasks()["train"]["retryPolicy"]["maxRetryCount"] == 3
+
+
+def test_an_overlay_that_is_not_known_is_refused() -> None:
+    command = [sys.executable, "-c", "import pipelines.placement"]
+    environment = {**os.environ, "LINNET_OVERLAY": "moon"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "LINNET_OVERLAY is 'moon': expected one of kind, gpu-cluster" in done.stderr
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -81,3 +234,10 @@ def test_an_adapter_is_short_and_decides_nothing(step: str) -> None:
     work = [node for node in adapter.body[1:] if not isinstance(node, imports)]
     assert sum(len(ast.unparse(node).splitlines()) for node in work) <= 15
     assert not [node for node in ast.walk(adapter) if isinstance(node, ast.If | ast.IfExp)]
+
+
+def test_a_pipeline_is_a_table_of_contents() -> None:
+    tree = ast.parse((ROOT / "pipelines/train_and_release.py").read_text())
+    pipeline = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+    assert pipeline.end_lineno is not None
+    assert pipeline.end_lineno - pipeline.lineno < 40

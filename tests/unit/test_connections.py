@@ -37,6 +37,12 @@ def test_the_standard_variables_are_read() -> None:
     assert connections.s3_region == "eu-west-3"
 
 
+def test_releases_go_where_the_environment_says() -> None:
+    variables = {"LINNET_RELEASE_ROOT": "s3://linnet/releases"}
+    connections = Connections.from_environment(Path("workspace"), variables)
+    assert connections.release_root == "s3://linnet/releases"
+
+
 def test_an_empty_variable_counts_as_absent() -> None:
     connections = Connections.from_environment(Path(), {"AWS_ENDPOINT_URL": "", "AWS_REGION": ""})
     assert connections.s3_endpoint is None

@@ -10,7 +10,6 @@ from linnet.errors import GateRefusedError, SettingsError
 from linnet.launch import (
     RunResult,
     StepEvent,
-    _own_words,
     _StepPrinter,
     report_folder,
     run,
@@ -48,7 +47,8 @@ def test_a_step_is_heard_without_what_kfp_prints_around_it() -> None:
         ("line", "1797 pictures of 10 classes"),
         ("failed", ""),
     ]
-    assert _own_words(printer.lines) == "no folder /nowhere:\n      check the path"
+    assert printer.failed == "ingest"
+    assert printer.words == "no folder /nowhere:\n  check the path"
     assert "\x1b" not in log.getvalue()
     assert "Got executor_input" in log.getvalue()
 

@@ -135,6 +135,19 @@ class Registry:
         with tracking_errors(self.connections, f"remove @{alias} of {model}"):
             self._client.delete_registered_model_alias(model, alias)
 
+    def note(self, model: str, tags: dict[str, str]) -> None:
+        """Tag a model as a whole; one that has no release yet is left alone.
+
+        Raises:
+            TrackingError: the registry can't be reached or refuses.
+        """
+        if self._never_used():
+            return
+        with tracking_errors(self.connections, f"tag {model}"):
+            if _pages(self._client.search_registered_models, f"name = '{model}'"):
+                for name, value in tags.items():
+                    self._client.set_registered_model_tag(model, name, value)
+
     @property
     def _client(self) -> Any:
         if self._opened is None:
