@@ -59,7 +59,7 @@ class Choices:
     values: tuple[Any, ...]
 
     @property
-    def labels(self) -> list[str | float | int | bool]:
+    def labels(self) -> list[str | float | int | bool | None]:
         """Return the values themselves where they are plain, and as JSON where not."""
         return [
             value if isinstance(value, str | float | int) else json.dumps(value, sort_keys=True)

@@ -65,6 +65,20 @@ class Tracker:
         Raises:
             TrackingError: MLflow can't be reached or refuses; says what to check.
         """
+        tracker = cls.begin(connections, experiment=experiment, run_name=run_name)
+        if connections.tracking_run_id is not None:
+            yield tracker
+        else:
+            with tracker._ending():
+                yield tracker
+
+    @classmethod
+    def begin(cls, connections: Connections, *, experiment: str, run_name: str | None) -> Self:
+        """Begin a run, or join the one that `connections` names, and leave it open.
+
+        Raises:
+            TrackingError: MLflow can't be reached or refuses; says what to check.
+        """
         client = open_client(connections)
         joined = connections.tracking_run_id
         with tracking_errors(connections, "begin a run"):
@@ -74,12 +88,7 @@ class Tracker:
                 run = client.create_run(
                     _experiment_id(client, connections, experiment), run_name=run_name
                 )
-        tracker = cls(run.info.run_id, experiment, connections, client)
-        if joined is not None:
-            yield tracker
-        else:
-            with tracker._ending():
-                yield tracker
+        return cls(run.info.run_id, experiment, connections, client)
 
     @contextmanager
     def child(self, run_name: str) -> Iterator[Self]:
@@ -153,9 +162,10 @@ class Tracker:
             status = "FAILED"
             raise
         finally:
-            self._end(status)
+            self.end(status)
 
-    def _end(self, status: str) -> None:
+    def end(self, status: str = "FINISHED") -> None:
+        """End the run; that it can't be is a warning, because the work is done."""
         try:
             self._client.set_terminated(self.run_id, status=status)
         except Exception as error:
