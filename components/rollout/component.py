@@ -1,7 +1,5 @@
 """The rollout step."""
 
-from kfp import dsl
-
 from components.step import step
 
 

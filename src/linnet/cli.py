@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from linnet import __version__, launch, settings_table
 from linnet.errors import LinnetError, SettingsError
+from linnet.rollout import commands as rollout_commands
 from linnet.settings import RunSettings
 from linnet.stores.connections import Connections
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(rollout_commands.app, rich_help_panel="A cluster")
 out = Console()
 err = Console(stderr=True)
 
@@ -683,7 +685,8 @@ def main() -> None:
         if ended.code == _INTERRUPTED:
             err.print(
                 f"interrupted after {time.monotonic() - started:.0f} s: nothing half written is "
-                "kept, and training goes on where it was when the same command is given again"
+                "kept; training or a rollout goes on where it was when the same command is given "
+                "again"
             )
         raise
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Self
 from urllib.parse import quote, urlencode
 
@@ -31,6 +32,7 @@ Body = Object | list[Object]
 _TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)
 _TRANSIENT = (429, 500, 502, 503, 504)
 _LONGEST_PAUSE_S = 8.0
+_HOME = Path("~/.kube/config")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,14 @@ class Cluster:
         self._sleep = sleep
 
     @classmethod
-    def connect(cls, *, context: str | None = None, patience_s: float = 120.0) -> Self:
-        """Return the cluster that KUBECONFIG (or ~/.kube/config) names, or the pod's own.
+    def connect(
+        cls,
+        *,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        patience_s: float = 120.0,
+    ) -> Self:
+        """Return the cluster of a kubeconfig; None: ~/.kube/config where it is, or the pod's own.
 
         Raises:
             ClusterError: there is no usable kubeconfig and this is no pod.
@@ -108,7 +116,12 @@ class Cluster:
             ) from error
         configuration = client.Configuration()
         try:
-            config.load_config(client_configuration=configuration, context=context)
+            if kubeconfig is None and not _HOME.expanduser().exists():
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                config.load_kube_config(
+                    kubeconfig, context=context, client_configuration=configuration
+                )
         except (config.ConfigException, OSError, TypeError, ValueError) as error:
             raise ClusterError(
                 f"no Kubernetes cluster is named ({error}): set KUBECONFIG to a kubeconfig, or run "

@@ -111,11 +111,14 @@ class Rollouts:
         settings: RolloutSettings,
         *,
         connections: Connections,
+        kubeconfig: str | None = None,
         context: str | None = None,
         watch: Watch = lambda entry: None,
     ) -> Self:
-        """Return the rollouts of a model on the cluster of KUBECONFIG, or of this pod."""
-        cluster = Cluster.connect(context=context, patience_s=settings.api_timeout_s)
+        """Return the rollouts of a model on the cluster of a kubeconfig, or of this pod."""
+        cluster = Cluster.connect(
+            kubeconfig=kubeconfig, context=context, patience_s=settings.api_timeout_s
+        )
         return cls(cluster, model, settings, connections=connections, watch=watch)
 
     def start(self, address: str | None = None) -> Record:
