@@ -6,6 +6,7 @@ and a bad one doesn't advance while it is being found out. docs/rollouts.md has 
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -148,6 +149,7 @@ def _errors(weight: int, seen: Seen, analysis: AnalysisSettings, needed: float) 
     if weight == 100 or not champion.requests:
         # Alone, it may suffer from what the champion would now suffer from as well.
         evidence = min(evidence, float(above(candidate.errors, candidate.requests, too_many)))
+        allowed = max(allowed, too_many)
     check = _weighed("errors", evidence, needed, looks=share > allowed, words=words)
     if check.verdict == "advance" and share > too_many:
         words += f": no worse, but over the {too_many:.2%} that may advance"
@@ -184,10 +186,11 @@ def _latency(
     bounds = sorted(set(candidate.at_most) & set(champion.at_most))
     if not candidate.total or not champion.total:
         return Check(name, "advance", "no times of both to compare")
+    finite = bounds[:-1]
     pairs = [
-        (fast, min(slower))
-        for fast in bounds
-        if (slower := [t for t in bounds[:-1] if t >= max(factor * fast, fast + floor_s)])
+        (fast, finite[first])
+        for fast in finite
+        if (first := bisect_left(finite, max(factor * fast, fast + floor_s))) < len(finite)
     ]
     fast = np.array([champion.at_most[bound] for bound, _ in pairs])
     slow = np.array([candidate.total - candidate.at_most[bound] for _, bound in pairs])
