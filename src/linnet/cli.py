@@ -152,6 +152,12 @@ def submit(
         list[str] | None,
         typer.Option("--parameter", "-p", help="One more parameter of the pipeline: name=value."),
     ] = None,
+    roll_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Then move the traffic to the release, by these rollout settings (YAML)."
+        ),
+    ] = None,
     recurring: Annotated[
         str | None, typer.Option(help="Run on a schedule, in cron's five fields, instead of now.")
     ] = None,
@@ -181,10 +187,14 @@ def submit(
     """
     from linnet import submission
     from linnet.kubeflow import Kubeflow
+    from linnet.rollout.settings import RolloutSettings
     from linnet.settings import apply_override
 
     wanted = RunSettings.load(settings or launch.packaged_settings(), tuple(overrides or ()))
     more: dict[str, Any] = {}
+    if roll_out is not None:
+        steps = RolloutSettings.load(roll_out).model_dump(mode="json", exclude_none=True)
+        more = {"after_release": "rollout", "rollout_settings": steps}
     for parameter in parameters or ():
         apply_override(more, parameter)
     server = Kubeflow(endpoint, namespace=namespace, token=token, cookie=cookie)
