@@ -17,6 +17,7 @@ EARLY = ("Namespace", "CustomResourceDefinition")
 PASSING = (
     "failed calling webhook",
     "no matches for kind",
+    "accessor error",
     "connection refused",
     "context deadline exceeded",
     "could not find the requested resource",
@@ -55,7 +56,7 @@ class Kubectl:
         self._apply(early)
         if definitions := [one for one in early if one["kind"] == "CustomResourceDefinition"]:
             names = [f"crd/{one['metadata']['name']}" for one in definitions]
-            self.run("wait", "--for=condition=Established", "--timeout=120s", *names)
+            self._patiently("wait", "--for=condition=Established", "--timeout=120s", *names)
         self._apply(late)
 
     def delete(self, one: Object) -> None:
@@ -97,13 +98,15 @@ class Kubectl:
             raise InstallError(f"kubectl {' '.join(arguments)}: {error.stderr.strip()}") from error
 
     def _apply(self, objects: list[Object]) -> None:
-        if not objects:
-            return
-        how = ["--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}"]
+        if objects:
+            how = ["--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}"]
+            self._patiently("apply", *how, "-f", "-", given=yaml.safe_dump_all(objects))
+
+    def _patiently(self, *arguments: str, given: str | None = None) -> None:
         deadline = time.monotonic() + min(self.timeout_s, 180)
         while True:
             try:
-                self.run("apply", *how, "-f", "-", given=yaml.safe_dump_all(objects))
+                self.run(*arguments, given=given)
                 return
             except InstallError as error:
                 passing = any(words in str(error) for words in PASSING)

@@ -13,7 +13,11 @@ Manifest = dict[str, Any]
 # The oldest Kubernetes that is promised, and one of today.
 KUBERNETES = ("1.30", "1.34")
 # Kinds of others whose schemas no package brings; a cluster checks them (tests/cluster).
-_ELSEWHERE = ("gateway.networking.k8s.io/", "monitoring.coreos.com/")
+_ELSEWHERE = (
+    "gateway.networking.k8s.io/",
+    "gateway.envoyproxy.io/",
+    "monitoring.coreos.com/",
+)
 _KSERVE = {
     "InferenceService": "V1beta1InferenceService",
     "ServingRuntime": "V1alpha1ServingRuntime",

@@ -29,6 +29,8 @@ class Tool:
     version: str
     package: str
     tags: str = ""
+    # A program that does as well.
+    instead: str = ""
 
 
 TOOLS = (
@@ -41,6 +43,7 @@ TOOLS = (
         "./cmd/promtool",
         "remove_all_sd",
     ),
+    Tool("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.3", ".", instead="kubectl"),
 )
 
 
@@ -49,7 +52,7 @@ def main() -> int:
     missing = 0
     for tool in TOOLS:
         try:
-            where = find(tool.name) or _build(tool)
+            where = find(tool.name) or find(tool.instead or tool.name) or _build(tool)
         except UnavailableError as error:
             missing += 1
             where = str(error)
@@ -73,7 +76,20 @@ def _build(tool: Tool) -> str:
         # Not by `go install`: it refuses modules that replace others, as Prometheus does.
         module = f"{tool.module}@{tool.version}"
         source = json.loads(_go(["mod", "download", "-json", module], BIN))["Dir"]
-        _go(["build", "-trimpath", "-ldflags", "-s -w", "-o", str(BIN / tool.name), "-tags", tool.tags, tool.package], Path(source))
+        _go(
+            [
+                "build",
+                "-trimpath",
+                "-ldflags",
+                "-s -w",
+                "-o",
+                str(BIN / tool.name),
+                "-tags",
+                tool.tags,
+                tool.package,
+            ],
+            Path(source),
+        )
     except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
         raise UnavailableError(f"could not be built from {tool.module}: {error}") from error
     return str(BIN / tool.name)

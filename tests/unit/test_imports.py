@@ -13,8 +13,9 @@ ALLOWED = {
     "components": {"components", "linnet"},
     "pipelines": {"pipelines", "components", "linnet"},
     "serving": {"serving", "linnet"},
+    "manifests": {"manifests"},
 }
-OURS = {"linnet", "components", "pipelines", "serving", "tests", "benchmarks"}
+OURS = {"linnet", "components", "pipelines", "serving", "manifests", "tests", "benchmarks"}
 
 
 def imported(file: Path) -> set[str]:
