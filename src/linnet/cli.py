@@ -277,6 +277,30 @@ def train(
 
 
 @app.command(rich_help_panel=STEPS)
+def search(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write the findings to.")],
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Search train settings, and write the best ones to DESTINATION/best.json for `linnet train`.
+
+    Killed, it goes on when started again; started several times, the processes share the trials.
+    """
+    from linnet.training.search import Search, run_trials
+    from linnet.training.search_report import conclude
+
+    wanted = _settings(settings, overrides)
+    about = Search(
+        dataset, wanted.train, wanted.search, wanted.model, workspace, _connections(workspace)
+    )
+    run_trials(about)
+    _show(conclude(about, destination), as_json, lambda found: _show_search(found, destination))
+
+
+@app.command(rich_help_panel=STEPS)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder that train wrote.")],
     dataset: Annotated[Path, typer.Argument(help="Dataset folder that ingest wrote.")],
@@ -668,6 +692,19 @@ def _show_report(result: Any) -> None:
             name.replace("_", " "), _number(metric.value), interval, _number(metric.baseline)
         )
     out.print(table)
+
+
+def _show_search(found: Any, folder: Path) -> None:
+    names = sorted({name for row in found.trials for name in row.drawn})
+    table = Table("trial", "outcome", found.monitor, "epochs", *names, title=found.study)
+    for row in found.trials:
+        drawn = (_text(row.drawn.get(name, "–")) for name in names)
+        style = "bold" if row.number == found.best else None
+        epochs = str(len(row.by_epoch))
+        table.add_row(str(row.number), row.outcome, _number(row.value), epochs, *drawn, style=style)
+    out.print(table)
+    _line("best", folder / "best.json")
+    _line("page", folder / "search.html")
 
 
 def _show_decision(decision: Any) -> None:

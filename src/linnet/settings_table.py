@@ -59,7 +59,8 @@ def _values(field: dict[str, Any], definitions: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_values(field.get('items', {}), definitions)}"
     if kind == "object":
-        return f"mapping to {_values(field.get('additionalProperties', {}), definitions)}"
+        below = field.get("additionalProperties", {})
+        return "mapping to " + (_values(below, definitions) if below is not True else "anything")
     bounds = [
         f"{sign} {field[key]:g}"
         for key, sign in (

@@ -54,7 +54,7 @@ from linnet.training.trials import (
 
 log = logging.getLogger(__name__)
 
-_SETTINGS, _SAME_AS, _SECONDS = "settings", "same_as", "seconds"
+SETTINGS, SAME_AS, SECONDS = "settings", "same_as", "seconds"
 # How long a worker waits for the one that began the study to begin its run in MLflow.
 _RUN_WAIT_S = 60.0
 
@@ -191,9 +191,9 @@ class _Worker:
     ) -> float:
         text = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
         earlier = self._earlier(text)
-        trial.set_user_attr(_SETTINGS, text)
+        trial.set_user_attr(SETTINGS, text)
         if earlier is not None and earlier.value is not None:
-            trial.set_user_attr(_SAME_AS, earlier.number)
+            trial.set_user_attr(SAME_AS, earlier.number)
             log.info("the same settings as before: %s %.4f", settings.monitor, earlier.value)
             return earlier.value
         began = time.monotonic()
@@ -202,7 +202,7 @@ class _Worker:
                 return self._train(trial, settings, None)
             return self._tracked(trial, settings, drawn)
         finally:
-            trial.set_user_attr(_SECONDS, round(time.monotonic() - began, 2))
+            trial.set_user_attr(SECONDS, round(time.monotonic() - began, 2))
 
     def _tracked(
         self, trial: optuna.Trial, settings: TrainSettings, drawn: Mapping[str, Any]
@@ -250,7 +250,7 @@ class _Worker:
     def _earlier(self, settings: str) -> FrozenTrial | None:
         """Return a finished trial of the very same settings."""
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return next((t for t in done if t.user_attrs.get(_SETTINGS) == settings), None)
+        return next((t for t in done if t.user_attrs.get(SETTINGS) == settings), None)
 
     def _stop_if_all_fail(self) -> None:
         done = [t for t in counted(self.study) if t.state != TrialState.RUNNING]
