@@ -1,8 +1,8 @@
 """Where tasks run and what they may use: one helper per need, each returns its task.
 
 LINNET_OVERLAY is read when a pipeline is compiled and says for which cluster: `kind` has no GPU,
-`gpu-cluster` trains on one. Requests are small, so that a laptop's cluster holds every step; limits
-of CPU and memory are left to the namespace. `linnet run` heeds nothing of this but caching.
+`gpu-cluster` trains on one. Requests are small, so that a laptop's cluster holds every step; what
+names no limit has the namespace's. `linnet run` heeds nothing of this but caching.
 """
 
 import os
@@ -44,7 +44,7 @@ def training(task: dsl.PipelineTask) -> dsl.PipelineTask:
     task.set_retry(num_retries=3, backoff_duration="30s", backoff_factor=2.0)
     kubernetes.mount_pvc(task, WORKSPACE_CLAIM, WORKSPACE)
     if OVERLAY == "gpu-cluster":
-        _on_gpu(task.set_cpu_request("2").set_memory_request("8Gi"))
+        _on_gpu(task)
     else:
         task.set_cpu_request("500m").set_memory_request("2Gi")
     return _connected(task)
@@ -57,6 +57,7 @@ def deciding(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def _on_gpu(task: dsl.PipelineTask) -> None:
     """Take one GPU for the one process, on a node that is kept for such tasks."""
+    task.set_cpu_request("2").set_cpu_limit("8").set_memory_request("8Gi").set_memory_limit("32Gi")
     task.set_accelerator_type(GPU).set_accelerator_limit(1)
     kubernetes.add_node_selector(task, *GPU_NODES)
     kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
