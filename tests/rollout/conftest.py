@@ -99,16 +99,13 @@ def kube(servers: dict[str, Scripted]) -> Iterator[Kube]:
 
 
 @pytest.fixture
-def kubeconfig(kube: Kube, tmp_path: Path) -> Path:
-    path = tmp_path / "kubeconfig"
-    path.write_text(json.dumps(kube.kubeconfig()))
-    return path
+def connect(kube: Kube, tmp_path: Path) -> Callable[..., Cluster]:
+    """Return a maker of connections; `token` tells one process from another."""
 
-
-@pytest.fixture
-def connect(kubeconfig: Path) -> Callable[..., Cluster]:
-    def connected(patience_s: float = 5.0) -> Cluster:
-        return Cluster.connect(kubeconfig=str(kubeconfig), patience_s=patience_s)
+    def connected(*, token: str = "secret", patience_s: float = 5.0) -> Cluster:
+        path = tmp_path / f"kubeconfig-{token}"
+        path.write_text(json.dumps(kube.kubeconfig(token)))
+        return Cluster.connect(kubeconfig=str(path), patience_s=patience_s)
 
     return connected
 

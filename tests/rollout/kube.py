@@ -28,6 +28,7 @@ LEASE = ("coordination.k8s.io/v1", "leases")
 REVIEW = ("authorization.k8s.io/v1", "selfsubjectaccessreviews")
 
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_COUNTED = ("inferenceservices", "configmaps", "httproutes")
 _REQUESTS_A_TICK = 40
 _TICK_S = 0.01
 
@@ -46,11 +47,14 @@ class Kube:
 
     `servers`: what answers on a version's pods, as (method, path, body) → (status, body).
     `broken`: a version's container status, for pods that don't become ready.
+    `ends`: by a process's token, the write (1 is the first) at which that process is killed, and
+    whether this write still comes through; leases don't count.
     """
 
     servers: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, Object] = field(default_factory=dict)
     denied: set[tuple[str, str]] = field(default_factory=set)
+    ends: dict[str, tuple[int, bool]] = field(default_factory=dict)
     down: bool = False
     controller_on: bool = True
     moves_traffic: bool = True
@@ -84,14 +88,14 @@ class Kube:
         for thread in self._threads:
             thread.join()
 
-    def kubeconfig(self) -> Object:
+    def kubeconfig(self, token: str = "secret") -> Object:
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "here",
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
             "clusters": [{"name": "here", "cluster": {"server": self.url}}],
-            "users": [{"name": "me", "user": {"token": "secret"}}],
+            "users": [{"name": "me", "user": {"token": token}}],
         }
 
     def get(self, kind: tuple[str, str], name: str, namespace: str = NAMESPACE) -> Object:
@@ -155,9 +159,19 @@ class Kube:
         refs = self.get(ROUTE, model)["spec"]["rules"][0]["backendRefs"]
         return {ref["name"]: ref["weight"] for ref in refs}
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """Answer one request of the API."""
+    def answer(self, method: str, path: str, body: bytes, token: str) -> tuple[int, bytes] | None:
+        """Answer one request of the API; None when it is down, or who asks was killed."""
         try:
+            last = self.ends.get(token)
+            if self.down or last == (0, False):
+                return None
+            counted = method != "GET" and any(f"/{one}" in path for one in _COUNTED)
+            if last is not None and counted:
+                self.ends[token] = (last[0] - 1, last[1]) if last[0] > 1 else (0, False)
+                if last[0] == 1:
+                    if last[1]:
+                        self._answer(method, path, body)
+                    return None
             return self._answer(method, path, body)
         except Refusal as refusal:
             status = {"kind": "Status", "message": str(refusal), "code": refusal.status}
@@ -404,10 +418,12 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if kube.down:
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            answered = kube.answer(self.command, self.path, body, token)
+            if answered is None:
                 self.close_connection = True
                 return
-            status, answer = kube.answer(self.command, self.path, body)
+            status, answer = answered
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()

@@ -256,7 +256,7 @@ class Rollouts:
         service = self._cluster.find(INFERENCE_SERVICES, self._model, namespace=self._namespace)
         require_service(service, self._settings)
         shown = self._traffic.show()
-        release = self._open(self._resolve(address, first=shown.champion is None))
+        release = self._open(self._resolve(address, shown.champion))
         require_candidate(release, shown, self._model)
         if shown.champion is not None:
             self._evidence(shown).snapshot()
@@ -282,7 +282,7 @@ class Rollouts:
     def _require_same(self, record: Record, address: str | None) -> None:
         if address is None:
             return
-        uri = self._resolve(address, first=False)
+        uri = self._resolve(address, self._traffic.show().champion)
         if uri.rstrip("/") != record.candidate_uri.rstrip("/") and record.candidate != address:
             raise RolloutError(
                 f"a rollout of {record.candidate} is under way at {record.weight} % "
@@ -568,11 +568,14 @@ class Rollouts:
             raise EvidenceError(f"status {status}: {text[:200]}")
         return text
 
-    def _resolve(self, address: str | None, *, first: bool) -> str:
-        """Return the address of a release: the registry knows aliases and versions."""
+    def _resolve(self, address: str | None, champion: Backend | None) -> str:
+        """Return the address of a release: the registry knows aliases and versions.
+
+        A version that it doesn't know is looked for where the champion is.
+        """
         if address is None:
             found = self._registry.resolve(self._model, "candidate")
-            if found is None and first:
+            if found is None and champion is None:
                 found = self._registry.champion(self._model)
             if found is None:
                 raise RolloutError(
@@ -595,7 +598,8 @@ class Rollouts:
         for release in self._registry.releases(self._model):
             if release.uri.rstrip("/").rpartition("/")[2] == address:
                 return release.uri
-        return f"{self._connections.release_root}/{self._model}/{address}"
+        beside = champion.uri.rstrip("/").rpartition("/")[0] if champion is not None else ""
+        return f"{beside or f'{self._connections.release_root}/{self._model}'}/{address}"
 
     def _open(self, uri: str) -> Release:
         if uri not in self._opened:
