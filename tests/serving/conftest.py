@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -106,6 +107,31 @@ class Running:
 Start = Callable[..., Running]
 
 
+def launch(
+    folder: Path,
+    *releases: Path | str,
+    options: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    within_bytes: int | None = None,
+) -> Running:
+    """Start a server in a folder; `within_bytes` limits its memory. Who calls stops it."""
+    rest, grpc = free_port(), free_port()
+    log = folder / "log"
+    command = [str(LINNET), "serve", *map(str, releases), "--host", "127.0.0.1"]
+    command += ["--rest-port", str(rest), "--grpc-port", str(grpc), *options]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})},
+        )
+    if within_bytes is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (within_bytes, within_bytes))
+    return Running(process, rest, grpc, log, tuple(map(Path, releases)))
+
+
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = {**photographs(), "china.png": forms()["png"]}
@@ -117,21 +143,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start servers; all are stopped at the end, whatever happened."""
     started: list[Running] = []
 
-    def start_one(*releases: Path, options: tuple[str, ...] = (), wait: bool = True) -> Running:
+    def start_one(
+        *releases: Path,
+        options: tuple[str, ...] = (),
+        wait: bool = True,
+        within_bytes: int | None = None,
+    ) -> Running:
         folder = tmp_path_factory.mktemp("server")
-        rest, grpc = free_port(), free_port()
-        log = folder / "log"
-        command = [str(LINNET), "serve", *map(str, releases), "--host", "127.0.0.1"]
-        command += ["--rest-port", str(rest), "--grpc-port", str(grpc), *options]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-            )
-        running = Running(process, rest, grpc, log, releases)
+        running = launch(folder, *releases, options=options, within_bytes=within_bytes)
         started.append(running)
         if wait:
             wait_until_ready(running)

@@ -1,14 +1,16 @@
 """Batching, with models that say what they were given."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
 
-from linnet.errors import RequestError
+from linnet.errors import PictureError, RequestError
 from linnet.inference.engine import Decoders, Engine, EngineError, Pixels, Probabilities
 
 SHAPE = (2, 2, 3)
@@ -255,3 +257,29 @@ def test_many_threads_and_cancellations_lose_no_answer() -> None:
         assert all(found is None for found in kept)
 
     run(test, Recorder(), workers=3, decode_threads=3, max_wait_s=0.001)
+
+
+def test_a_picture_that_was_refused_is_not_kept_alive_by_its_error() -> None:
+    class Opened:
+        """Stands for a picture that was opened before it was found to be too large."""
+
+    kept: list[weakref.ref[Opened]] = []
+
+    def refused() -> Pixels:
+        opened = Opened()
+        kept.append(weakref.ref(opened))
+        try:
+            raise PictureError("too_large", "too many pixels")
+        except PictureError as error:
+            raise RequestError("send a smaller picture", status=413) from error
+
+    async def test(engine: Engine, watch: Watch) -> None:
+        gc.disable()
+        try:
+            with pytest.raises(RequestError, match="smaller"):
+                await engine.prepare_and_classify([refused])
+            assert kept[0]() is None
+        finally:
+            gc.enable()
+
+    run(test, Recorder())

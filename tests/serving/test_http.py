@@ -172,3 +172,45 @@ def test_bodies_of_all_connections_together_are_bounded(start: Start, release: o
         first.sendall(post()[-1:])
         assert first.recv(1000).startswith(b"HTTP/1.1 200")
         assert exchange(server, post())[0][0] == 200
+
+
+def test_refusals_of_what_was_never_read_are_logged_and_counted(
+    start: Start, release: object
+) -> None:
+    options = ("--set", "max_connections=2", "--set", "head_timeout_s=1")
+    server = start(release, options=options)  # type: ignore[arg-type]
+    many = b"".join(b"X-%d: 1\r\n" % number for number in range(120))
+    wrong = {
+        400: b"HELO mail\r\n\r\n",
+        408: LIVE[:20],
+        413: b"POST /predict/flowers HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\n",
+        431: LIVE.replace(b"\r\n\r\n", b"\r\n" + many + b"\r\n"),
+    }
+    for status, sent in wrong.items():
+        ((found, head, _),) = exchange(server, sent)
+        assert found == status
+        assert b"x-request-id: " in head
+    with socket.create_connection(("127.0.0.1", server.rest_port), 10) as first:
+        first.sendall(LIVE)
+        first.recv(1000)
+        with socket.create_connection(("127.0.0.1", server.rest_port), 10) as second:
+            second.sendall(LIVE)
+            second.recv(1000)
+            assert exchange(server)[0][0] == 503
+    until = time.monotonic() + 10
+    while "linnet_refused" not in (shown := _metrics(server)) and time.monotonic() < until:
+        pass
+    for status, count in ((400, " 1.0"), (408, " 1.0"), (431, " 1.0"), (503, "")):
+        assert f'linnet_refused_total{{code="{status}",protocol="rest"}}{count}' in shown
+    # Its head was read, so the model is known.
+    of = 'code="413",model="flowers",protocol="rest",release="flowers/v1"'
+    assert f"linnet_requests_total{{{of}}} 1.0" in shown
+    lines = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
+    logged = {line["code"]: line for line in lines if line.get("code") in (*wrong, 503)}
+    assert {line["message"] for line in logged.values()} == {"unread", "POST /predict/flowers"}
+    assert all(0 <= line["milliseconds"] < 5000 for line in logged.values())
+
+
+def _metrics(server: Running) -> str:
+    status, body = server.get("/metrics")
+    return body.decode() if status == 200 else ""

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 
 import pytest
 
 from linnet.errors import RequestError
+from linnet.inference.memory import Memory
 from linnet.inference.queueing import Bodies, Waiting
-from linnet.inference.server import within
 from linnet.inference.settings import ServeSettings
 
 
@@ -85,18 +84,21 @@ def test_bytes_are_counted_in_and_out() -> None:
     assert bodies.held == 0
 
 
-@pytest.mark.parametrize(
-    ("memory_bytes", "check"),
-    [
-        (None, lambda found: found == ServeSettings(decode_threads=2)),
-        (64 << 30, lambda found: found == ServeSettings(decode_threads=2)),
-        (512 << 20, lambda found: found.max_pixels == 8 << 20),
-        (512 << 20, lambda found: found.bodies_bytes == 128 << 20),
-        (128 << 20, lambda found: found.max_body_bytes == 16 << 20),
-    ],
-    ids=["no limit", "a large one", "pixels", "all bodies", "one body"],
-)
-def test_limits_fit_into_the_memory_there_is(
-    memory_bytes: int | None, check: Callable[[ServeSettings], bool]
-) -> None:
-    assert check(within(ServeSettings(decode_threads=2), memory_bytes))
+def test_what_could_never_be_held_is_refused_for_good() -> None:
+    refusal = Bodies(100).refusal(101)
+    assert refusal is not None
+    assert (refusal.status, refusal.retry_after_s) == (413, None)
+
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+
+
+def test_limits_fit_into_the_memory_that_is_left() -> None:
+    memory = Memory(ServeSettings(decode_threads=2))
+    assert (memory.max_pixels(PNG), memory.bodies.most) == (25_000_000, 256 << 20)
+    memory.share(512 << 20)
+    assert memory.max_pixels(PNG) == (256 << 20) // 32
+    assert memory.max_pixels(JPEG) == (256 << 20) // 12
+    assert memory.bodies.most == 128 << 20
+    memory.share(64 << 30)
+    assert (memory.max_pixels(PNG), memory.bodies.most) == (25_000_000, 256 << 20)

@@ -94,7 +94,7 @@ class Decoders:
                 job.pictures = job.prepare() if job.prepare else job.pictures
             except Exception as error:
                 engine.left(job)
-                engine.fail([job], error)
+                engine.fail([job], _without_frames(error))
             else:
                 job.prepare = None
                 job.decode_s = time.perf_counter() - started
@@ -305,6 +305,16 @@ def _together(jobs: list[Job], buffer: Pixels) -> Pixels:
         buffer[row : row + job.count] = job.prepared()
         row += job.count
     return buffer[:row]
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Return an error that keeps no half-decoded picture alive, if it is the picture's fault."""
+    if isinstance(error, LinnetError):
+        link: BaseException | None = error
+        while link is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
+    return error
 
 
 def _set_errors(jobs: list[Job], error: BaseException) -> None:

@@ -18,6 +18,7 @@ from linnet.errors import LinnetError, PictureError, ReleaseError, RequestError
 from linnet.inference.answers import Answers, Judge
 from linnet.inference.batch_size import BatchSize, measure
 from linnet.inference.engine import Decoders, Engine, Pixels, Prepare
+from linnet.inference.memory import Memory
 from linnet.inference.metrics import Metrics, ModelMetrics
 from linnet.inference.queueing import Waiting
 from linnet.inference.session import Session
@@ -69,8 +70,7 @@ class ServedModel:
         engine: Engine,
         waiting: Waiting,
         metrics: ModelMetrics,
-        *,
-        max_pixels: int,
+        memory: Memory,
     ) -> None:
         manifest = release.manifest
         self.name = name
@@ -83,7 +83,7 @@ class ServedModel:
         self.renderer = Renderer(name, self.version, self.classes, self.release)
         self.waiting = waiting
         self._engine = engine
-        self._max_pixels = max_pixels
+        self._memory = memory
         self._judge = Judge(self.classes, manifest.get("thresholds"))
 
     async def answer(self, *, pixels: Pixels | None, encoded: Sequence[Buffer] | None) -> Answers:
@@ -123,7 +123,8 @@ class ServedModel:
 
     def _decode(self, picture: Buffer, number: int | None) -> Pixels:
         try:
-            pixels = prepare(bytes(picture), self.spec, max_pixels=self._max_pixels)
+            most = self._memory.max_pixels(picture)
+            pixels = prepare(bytes(picture), self.spec, max_pixels=most)
         except PictureError as error:
             which = "the picture" if number is None else f"picture {number}"
             raise RequestError(
@@ -155,6 +156,7 @@ class Models:
         self,
         settings: ServeSettings,
         metrics: Metrics,
+        memory: Memory,
         *,
         scratch: Path,
         connections: Connections | None,
@@ -162,6 +164,7 @@ class Models:
         cpus = available_cpus()
         self._settings = settings
         self._metrics = metrics
+        self._memory = memory
         self._scratch = scratch
         self._connections = connections
         self._workers = settings.workers or cpus
@@ -320,15 +323,14 @@ class Models:
             least=_LEAST_PER_WORKER * self._workers,
             most=settings.queue_pictures,
         )
-        model = ServedModel(
-            name, parts.release, engine, waiting, metrics, max_pixels=settings.max_pixels
-        )
+        model = ServedModel(name, parts.release, engine, waiting, metrics, self._memory)
         try:
             await warm_up(parts, engine, model.spec, self._settings.warm_up_tolerance)
         except BaseException:
             await model.close()
             raise
         took = time.perf_counter() - started
+        self._memory.fit()
         metrics.batch.set(parts.batch.pictures)
         logger.info(
             "%s answers from %s in %.2f s; batches of at most %d (CPU ms a picture by size: %s)",

@@ -101,12 +101,18 @@ class Bodies:
 
     def __init__(self, most: int) -> None:
         self.held = 0
-        self._most = most
+        self.most = most
 
     def refusal(self, size: int) -> RequestError | None:
         """Return the refusal of so many more bytes, or None where there is room."""
-        if self.held + size <= self._most:
+        if self.held + size <= self.most:
             return None
+        if size > self.most:
+            return RequestError(
+                f"the request has {size} bytes, and there is memory for {self.most}: send less at "
+                "once",
+                status=413,
+            )
         return RequestError(
             "too much is being sent at once: try again in a moment", status=429, retry_after_s=1
         )

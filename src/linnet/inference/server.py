@@ -13,18 +13,15 @@ from linnet.errors import LinnetError, ServeError
 from linnet.inference.grpc_api import GrpcServer
 from linnet.inference.http import HttpLimits, HttpServer
 from linnet.inference.logs import Access
+from linnet.inference.memory import Memory
 from linnet.inference.metrics import Metrics
 from linnet.inference.models import Address, Models
-from linnet.inference.queueing import Bodies
 from linnet.inference.rest import Rest
 from linnet.inference.settings import ServeSettings
-from linnet.machine import available_cpus, memory_limit
 from linnet.stores.connections import Connections
 
 logger = logging.getLogger(__name__)
 
-# A large picture takes this much for each pixel while it is decoded (WebP; JPEG a hundredth).
-_BYTES_PER_PIXEL = 16
 # Between threads that compute in C and one event loop, the default of 5 ms is a long wait.
 _SWITCH_INTERVAL_S = 0.001
 
@@ -56,33 +53,8 @@ def serve(
         LinnetError: a release can't be served; says why.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    settings = within(settings, memory_limit())
     with tempfile.TemporaryDirectory(prefix="linnet-serve-") as scratch:
         _run(_serve(releases, settings, connections, Path(scratch), ready))
-
-
-def within(settings: ServeSettings, memory_bytes: int | None) -> ServeSettings:
-    """Return the settings with limits that fit into the memory that this process may use.
-
-    Half of it is for pictures that are being decoded, a quarter for the bodies of requests, and a
-    quarter for models and all the rest.
-    """
-    if memory_bytes is None:
-        return settings
-    threads = settings.decode_threads or available_cpus()
-    limits = {
-        "max_pixels": memory_bytes // 2 // (_BYTES_PER_PIXEL * threads),
-        "bodies_bytes": memory_bytes // 4,
-        "max_body_bytes": memory_bytes // 8,
-    }
-    lower = {name: most for name, most in limits.items() if most < getattr(settings, name)}
-    if lower:
-        logger.warning(
-            "%d MiB of memory may be used here, so limits are lower than set: %s",
-            memory_bytes >> 20,
-            ", ".join(f"{name}={most}" for name, most in lower.items()),
-        )
-    return settings.model_copy(update=lower)
 
 
 def _run(main: "asyncio.Future[None] | object") -> None:
@@ -112,12 +84,12 @@ async def _serve(
     loop.add_signal_handler(signal.SIGINT, stopping, True)
     metrics = Metrics()
     access = Access(settings)
-    models = Models(settings, metrics, scratch=scratch, connections=connections)
+    memory = Memory(settings)
+    models = Models(settings, metrics, memory, scratch=scratch, connections=connections)
     rest = Rest(models, metrics, settings, access)
-    bodies = Bodies(settings.bodies_bytes)
-    http = HttpServer(rest.handle, rest.gate, _http_limits(settings), bodies)
+    http = HttpServer(rest.handle, rest.gate, _http_limits(settings), memory.bodies)
     metrics.connections.set_function(lambda: len(http.connections))
-    rpc = GrpcServer(models, settings, access, metrics, bodies)
+    rpc = GrpcServer(models, settings, access, metrics, memory.bodies)
     try:
         rest_port = await _listening(http.listen, settings.host, settings.rest_port)
         grpc_port = await _listening(rpc.listen, settings.host, settings.grpc_port)

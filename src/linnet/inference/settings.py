@@ -53,8 +53,8 @@ class ServeSettings(Settings):
     )
     bodies_bytes: Annotated[int, Field(ge=1024)] = Field(
         256 << 20,
-        description="all requests being received or answered together, bytes; less where the "
-        "process may not use four times as much memory",
+        description="all requests being received or answered together, bytes; at most a quarter "
+        "of the memory that is left once the models are loaded",
     )
     max_connections: Count = Field(1024, description="open REST connections")
     request_timeout_s: Seconds = Field(30.0, description="longest time to answer, seconds")
