@@ -1,6 +1,7 @@
 """What the servers counted, as Prometheus knows it."""
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -48,11 +49,13 @@ class PrometheusEvidence:
         namespace: str,
         pods: Callable[[], Sequence[Pod]],
         timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._address = address.rstrip("/")
         self._model = model
         self._of_namespace = f'namespace="{namespace}"'
         self._pods = pods
+        self._clock = clock
         self._http = urllib3.PoolManager(timeout=timeout_s, retries=False)
 
     def snapshot(self) -> Counters:
@@ -70,8 +73,7 @@ class PrometheusEvidence:
         samples: dict[str, list[Sample]] = defaultdict(list)
         for answer in (*found, *started):
             samples[answer.pod].append(answer.sample)
-        now = max((answer.at_s for answer in read), default=0.0)
-        return Counters.of(now, pods, samples, model=self._model)
+        return Counters.of(self._clock(), pods, samples, model=self._model)
 
     def _check_fresh(self, pods: Sequence[Pod], read: Iterable[_Answer]) -> None:
         ages = {answer.pod: answer.at_s - answer.sample.value for answer in read}
