@@ -149,7 +149,7 @@ def test_alone_the_candidate_is_held_against_the_absolute_limit_too() -> None:
     assert (few.verdict, many.verdict, without.verdict) == ("done", "abort", "abort")
 
 
-def test_answers_that_the_server_is_full_are_weighed_apart_from_errors() -> None:
+def test_declined_requests_are_weighed_apart_from_errors() -> None:
     judgement = judge(10, seen(side(300, refused=120)), SETTINGS)
     assert judgement.verdict == "abort"
     assert check(judgement, "refused").verdict == "abort"
@@ -208,6 +208,13 @@ def test_a_shift_within_the_margin_does_not_matter_however_sure_it_is() -> None:
     large = side(900_000, labels={"cat": 540_000, "dog": 360_000})
     assert judge(10, seen(large, side(900_000)), SETTINGS).verdict == "advance"
     assert decided(10, seen(large, side(900_000)), max_class_shift=0.05).verdict == "abort"
+
+
+def test_many_pictures_of_one_request_count_as_one() -> None:
+    batches = side(20, labels={"cat": 64 * 18, "dog": 64 * 2})
+    assert check(judge(10, seen(batches), SETTINGS), "classes").verdict == "hold"
+    single = side(1280, labels={"cat": 64 * 18, "dog": 64 * 2})
+    assert check(judge(10, seen(single), SETTINGS), "classes").verdict == "abort"
 
 
 def test_less_confidence_is_worse_and_more_is_not() -> None:

@@ -36,8 +36,10 @@ def is_error(protocol: str, code: str) -> bool:
 
 
 def is_refused(protocol: str, code: str) -> bool:
-    """Return whether an answer says that the server is full."""
-    return code == ("RESOURCE_EXHAUSTED" if protocol == "grpc" else "429")
+    """Return whether an answer declines the request: 4xx, above all 429 when the server is full."""
+    if protocol == "grpc":
+        return code not in {"OK", "CANCELLED"} and code not in _GRPC_ERRORS
+    return code.startswith("4")
 
 
 @dataclass(frozen=True)

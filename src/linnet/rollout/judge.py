@@ -210,41 +210,44 @@ def _latency(
 def _classes(seen: Seen, margin: float, needed: float) -> Check:
     candidate, champion = seen.candidate.labels, seen.champion.labels
     names = sorted(candidate.keys() | champion.keys())
-    new = np.array([candidate.get(name, 0) for name in names], np.float64)
-    old = np.array([champion.get(name, 0) for name in names], np.float64)
-    if not new.sum() or not old.sum():
+    total, other_total = sum(candidate.values()), sum(champion.values())
+    if not total or not other_total:
         return Check("classes", "advance", "no predictions of both to compare")
-    more = exceeds(new, new.sum(), old, old.sum(), margin=margin)
-    less = exceeds(old, old.sum(), new, new.sum(), margin=margin)
-    change = new / new.sum() - old / old.sum()
-    most = int(np.abs(change).argmax())
+    share = np.array([candidate.get(name, 0) / total for name in names])
+    other = np.array([champion.get(name, 0) / other_total for name in names])
+    n, m = min(total, seen.candidate.requests), min(other_total, seen.champion.requests)
+    more = exceeds(share * n, n, other * m, m, margin=margin)
+    less = exceeds(other * m, m, share * n, n, margin=margin)
+    most = int(np.abs(share - other).argmax())
+    name = names[most]
     return _weighed(
         "classes",
         mean(np.concatenate([more, less])),
         needed,
-        looks=bool(abs(change[most]) > margin),
-        words=f"{names[most]} changed most: {_count(new[most], new.sum())} predictions at the "
-        f"candidate, {_count(old[most], old.sum())} at the champion",
+        looks=bool(abs(share[most] - other[most]) > margin),
+        words=f"{name} changed most: {_count(candidate.get(name, 0), total)} predictions at the "
+        f"candidate, {_count(champion.get(name, 0), other_total)} at the champion",
     )
 
 
 def _confidence(seen: Seen, margin: float, needed: float) -> Check:
     candidate, champion = seen.candidate.confidence, seen.champion.confidence
+    total, other_total = candidate.total, champion.total
     bounds = sorted(set(candidate.at_most) & set(champion.at_most))[:-1]
-    if not candidate.total or not champion.total or not bounds:
+    if not total or not other_total or not bounds:
         return Check("confidence", "advance", "no predictions of both to compare")
-    new = np.array([candidate.at_most[bound] for bound in bounds])
-    old = np.array([champion.at_most[bound] for bound in bounds])
-    less = exceeds(new, candidate.total, old, champion.total, margin=margin)
-    fall = new / candidate.total - old / champion.total
-    most = int(fall.argmax())
+    share = np.array([candidate.at_most[bound] / total for bound in bounds])
+    other = np.array([champion.at_most[bound] / other_total for bound in bounds])
+    n, m = min(total, seen.candidate.requests), min(other_total, seen.champion.requests)
+    most = int((share - other).argmax())
+    bound = bounds[most]
     return _weighed(
         "confidence",
-        mean(less),
+        mean(exceeds(share * n, n, other * m, m, margin=margin)),
         needed,
-        looks=bool(fall[most] > margin),
-        words=f"at most {bounds[most]:g} in {_count(new[most], candidate.total)} predictions at "
-        f"the candidate, {_count(old[most], champion.total)} at the champion",
+        looks=bool(share[most] - other[most] > margin),
+        words=f"at most {bound:g} in {_count(candidate.at_most[bound], total)} predictions at the "
+        f"candidate, {_count(champion.at_most[bound], other_total)} at the champion",
     )
 
 

@@ -21,9 +21,9 @@ class Answered:
     """One side of the comparison, over the window.
 
     `errors` are the server's fault (5xx; gRPC's INTERNAL and the like), `refused` are answers that
-    it is full (429, RESOURCE_EXHAUSTED); both are part of `requests`. `labels` counts pictures by
-    predicted class, classes never predicted included. `restarts` are those within the window,
-    `ready_pods` of `pods` answer now.
+    decline (4xx, above all 429 when it is full); both are part of `requests`. `labels` counts
+    pictures by predicted class, classes never predicted included. `restarts` are those within the
+    window, `ready_pods` of `pods` answer now.
     """
 
     requests: int = 0

@@ -36,7 +36,7 @@ class AnalysisSettings(Settings):
         "alone at 100 % it is aborted only for more than this",
     )
     refused_margin: Fraction = Field(
-        0.05, description="the same for answers that the server is full (429)"
+        0.05, description="the same for requests declined: 429 when full, and other 4xx"
     )
     p50_factor: float = Field(
         1.5, ge=1.0, description="the candidate's median time may be the champion's times this"
