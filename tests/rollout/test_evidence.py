@@ -246,6 +246,7 @@ class FakePrometheus:
 
     servers: dict[str, Server] = field(default_factory=dict)
     age_s: float = 5.0
+    jobs: tuple[str, ...] = ("models",)
     asked: list[str] = field(default_factory=list)
     instead: Callable[[str], tuple[int, bytes]] | None = None
     address: str = ""
@@ -263,7 +264,10 @@ class FakePrometheus:
                         value = NOW_S - self.age_s if stamp else sample.value
                         name = {} if stamp else {"__name__": sample.name}
                         labels = {**name, **sample.labels, "pod": pod, "namespace": "serving"}
-                        result.append({"metric": labels, "value": [NOW_S, str(value)]})
+                        result += [
+                            {"metric": {**labels, "job": job}, "value": [NOW_S, str(value)]}
+                            for job in self.jobs
+                        ]
         data = {"resultType": "vector", "result": result}
         return 200, json.dumps({"status": "success", "data": data}).encode()
 
@@ -300,9 +304,11 @@ def prometheus() -> Iterator[FakePrometheus]:
     server.server_close()
 
 
+@pytest.mark.parametrize("jobs", [("models",), ("models", "pods")])
 def test_prometheus_gives_the_same_counts_as_the_pods_themselves(
-    prometheus: FakePrometheus,
+    prometheus: FakePrometheus, jobs: tuple[str, ...]
 ) -> None:
+    prometheus.jobs = jobs
     prometheus.servers = {"old": Server("v1"), "new": Server("v2"), "other": Server("v9")}
     prometheus.servers["old"].answer("200", "503")
     prometheus.servers["new"].answer("OK", "UNAVAILABLE", protocol="grpc")

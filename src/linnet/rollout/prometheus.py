@@ -26,16 +26,21 @@ _STALE_S: Final = 120.0
 _NAMES: Final = "|".join((REQUESTS, SECONDS, LABELS, CONFIDENCE, READY))
 
 
+_LABELS: Final = ("pod", "model", "release", "protocol", "code", "le", "label")
+
+
 @dataclass(frozen=True)
 class _Answer:
     """A value of an instant query, and the moment it is of, in Prometheus' Unix time."""
 
-    sample: Sample
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
     at_s: float
 
     @property
     def pod(self) -> str:
-        return self.sample.labels.get("pod", "")
+        return dict(self.labels).get("pod", "")
 
 
 class PrometheusEvidence:
@@ -70,13 +75,14 @@ class PrometheusEvidence:
         self._check_fresh(pods, read)
         found = self._query(f'{{__name__=~"{_NAMES}",{of_model}}}')
         started = self._query(f"{STARTED}{{{self._of_namespace}}}")
-        samples: dict[str, list[Sample]] = defaultdict(list)
-        for answer in (*found, *started):
-            samples[answer.pod].append(answer.sample)
+        samples = _by_pod((*found, *started))
         return Counters.of(self._clock(), pods, samples, model=self._model)
 
     def _check_fresh(self, pods: Sequence[Pod], read: Iterable[_Answer]) -> None:
-        ages = {answer.pod: answer.at_s - answer.sample.value for answer in read}
+        ages: dict[str, float] = {}
+        for answer in read:
+            age = answer.at_s - answer.value
+            ages[answer.pod] = min(age, ages.get(answer.pod, age))
         for pod in pods:
             if pod.ready and pod.name not in ages:
                 raise EvidenceError(
@@ -114,7 +120,21 @@ class PrometheusEvidence:
         raise EvidenceError(f"{where} refuses {query} with status {response.status}: {reason}")
 
 
+def _by_pod(answers: Iterable[_Answer]) -> dict[str, list[Sample]]:
+    """Return each series once, though two jobs of Prometheus may read the same pod."""
+    latest: dict[tuple[str, tuple[tuple[str, str], ...]], _Answer] = {}
+    for answer in answers:
+        series = (answer.name, answer.labels)
+        if series not in latest or answer.value > latest[series].value:
+            latest[series] = answer
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for answer in latest.values():
+        samples[answer.pod].append(Sample(answer.name, dict(answer.labels), answer.value))
+    return samples
+
+
 def _answer(one: dict[str, Any]) -> _Answer:
     at_s, value = one["value"]
-    labels = {str(key): str(text) for key, text in one["metric"].items()}
-    return _Answer(Sample(labels.get("__name__", ""), labels, float(value)), float(at_s))
+    metric = one["metric"]
+    labels = tuple((name, str(metric[name])) for name in _LABELS if name in metric)
+    return _Answer(str(metric.get("__name__", "")), labels, float(value), float(at_s))
