@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from linnet.errors import (
     DatasetError,
+    DivergedError,
     NetworkError,
     StoreError,
     StoreFullError,
@@ -31,6 +32,7 @@ from linnet.training import TrainReport, fit
 from linnet.training.cache import check_space, write_array
 from linnet.training.checkpoint import CheckpointManifest
 from linnet.training.network import load_checkpoint
+from linnet.training.rates import RangeTest
 from tests.training.conftest import CLASSES, write_dataset
 
 WHOLE = {"epochs": 4, "lr": 0.003}
@@ -286,3 +288,98 @@ def interrupted_at(*, update: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("imbalance", ["weighted", "focal", "oversample"])
+def test_rare_classes_are_answered_with_and_without_cached_features(
+    dataset: Path, tmp_path: Path, imbalance: str
+) -> None:
+    report = train(dataset, tmp_path, head={"epochs": 1, "lr": 0.01}, imbalance=imbalance)
+    assert report.metrics["val_accuracy"] > 0.6
+
+
+def test_a_found_learning_rate_is_used_and_its_curve_is_kept(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path, whole={"epochs": 2, "lr": "auto", "schedule": "constant"})
+    found = RangeTest.read(tmp_path / "checkpoint" / "rates-whole.csv")
+    assert {row["lr"] for row in history(tmp_path)} == {str(found.chosen)}
+    assert 1e-5 < found.chosen < 1
+    assert len(found.rates) == len(found.losses) > 10
+    assert "<svg" in (tmp_path / "checkpoint" / "rates-whole.svg").read_text()
+
+
+def test_the_range_test_leaves_the_network_as_it_was(dataset: Path, tmp_path: Path) -> None:
+    stage = {"epochs": 1, "lr": "auto", "layer_decay": 0.8}
+    train(dataset, tmp_path / "found", whole=stage)
+    rate = RangeTest.read(tmp_path / "found" / "checkpoint" / "rates-whole.csv").chosen
+    train(dataset, tmp_path / "given", whole=stage | {"lr": rate})
+    found, given = (tmp_path / p / "checkpoint/model.safetensors" for p in ("found", "given"))
+    assert found.read_bytes() == given.read_bytes()
+
+
+def test_a_range_test_of_the_head_runs_on_cached_features(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path, head={"epochs": 1, "lr": "auto"}, whole=WHOLE | {"epochs": 1})
+    assert (tmp_path / "checkpoint" / "rates-head.csv").exists()
+
+
+def test_the_best_checkpoint_is_kept_when_the_loss_is_no_number_any_more(
+    dataset: Path, tmp_path: Path
+) -> None:
+    stage = {"epochs": 3, "lr": 1e30, "optimizer": "sgd"}
+    with pytest.raises(
+        DivergedError, match="stage head, epoch [12], the best so far, is kept"
+    ) as no:
+        train(dataset, tmp_path, head={"epochs": 2, "lr": 0.01}, whole=stage)
+    _, manifest = load_checkpoint(Path(str(no.value).rpartition(" ")[2]))
+    assert manifest.metrics["val_macro_f1"] > 0.3
+
+
+def test_a_class_that_validation_does_not_show_is_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"train": 30, "val": 2, "test": 3})
+    with caplog.at_level(logging.WARNING, "linnet"):
+        train(dataset, tmp_path, whole=WHOLE | {"epochs": 1})
+    assert "no validation picture shows light" in caplog.text
+
+
+def test_a_class_without_train_pictures_is_an_error(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"train": 2, "val": 6, "test": 3})
+    with pytest.raises(TrainingError, match="no train pictures of light"):
+        train(dataset, tmp_path)
+
+
+def test_frozen_layers_stay_as_they_are(dataset: Path, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "a", whole=WHOLE | {"epochs": 1})
+    weights = tmp_path / "a" / "checkpoint" / "model.safetensors"
+    stage = WHOLE | {"epochs": 1, "frozen": ["conv1", "bn1", "layer1"]}
+    train(dataset, tmp_path / "b", weights=str(weights), whole=stage)
+    before, after = load_file(weights), load_file(tmp_path / "b/checkpoint/model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if name.startswith(("conv1", "bn1", "layer1"))]
+
+
+def test_a_layer_that_the_network_lacks_is_an_error_that_names_the_nearest(
+    dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"train\.whole\.frozen names 'layer9'.*layer\d"):
+        train(dataset, tmp_path, whole=WHOLE | {"frozen": ["layer9"]})
+
+
+def test_a_perceptron_on_pixels_trains_and_loads(dataset: Path, tmp_path: Path) -> None:
+    stage = WHOLE | {"layer_decay": 0.9}
+    report = train(
+        dataset, tmp_path, network="mlp", hidden=[24, 8], head_init="xavier", whole=stage
+    )
+    assert report.metrics["val_accuracy"] > 0.6
+    network, _ = load_checkpoint(tmp_path / "checkpoint")
+    assert [p.shape[0] for p in network.parameters()] == [24, 24, 8, 8, 3, 3]
+
+
+def test_the_report_says_where_the_time_went(place: Path) -> None:
+    report = json.loads((place / "report.json").read_text())
+    assert set(report["profile"]) == {"data_wait", "forward", "backward", "update", "validation"}
+    assert report["slowest"] == max(report["profile"], key=report["profile"].get)
+    for row in history(place):
+        parts = sum(float(row[f"{part}_s"]) for part in report["profile"])
+        assert 0.5 * float(row["seconds"]) < parts <= float(row["seconds"]) + 0.01

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from linnet.errors import TrainingError
-from linnet.settings import Augmentation, TrainSettings
+from linnet.settings import Augmentation, StageSettings, TrainSettings
 from linnet.training.augmentation import augment
 from linnet.training.loading import Batches, Order, Wanted, seed_of
 from linnet.training.stage import precision
@@ -104,3 +104,24 @@ def some_pictures(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
     return pictures, torch.arange(count) % 3
+
+
+@pytest.mark.parametrize("added", [{"randaugment": 15}, {"mixup": 0.4}, {"cutmix": 1.0}])
+def test_what_is_added_to_a_set_keeps_the_pictures_form(added: dict[str, float]) -> None:
+    pictures, labels = some_pictures(8)
+    changes, shapes = 0, set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        changed, mixed = augment("none", size_px=32, classes=3, **added)(pictures, labels)
+        assert changed.shape == pictures.shape
+        assert changed.dtype == torch.uint8
+        changes += not torch.equal(changed, pictures)
+        shapes.add(tuple(mixed.shape))
+    assert changes > 2
+    assert shapes == ({(8,)} if "randaugment" in added else {(8,), (8, 3)})
+
+
+def test_a_stage_that_changes_its_pictures_says_so() -> None:
+    assert not StageSettings().augments
+    assert StageSettings(mixup=0.2).augments
+    assert StageSettings(augmentation="light").augments
