@@ -333,7 +333,7 @@ def _refuse(status: int, answer: bytes, verb: str, kind: Kind, what: str, addres
             f"the Kubernetes API at {address} does not accept the credentials ({message}): "
             "renew the kubeconfig's login or the ServiceAccount's token"
         )
-    if status == 403:
+    if status == 403 and "admission webhook" not in message:
         raise ClusterForbiddenError(
             f"not allowed to {verb} {what} ({message}): bind a Role with the verb {verb} on "
             f"{kind.full_name}, as the chart's rollout Role has it"

@@ -1,0 +1,269 @@
+"""Rollouts on a real cluster, under load: what is counted is what a client sees."""
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linnet.errors import RolloutAbortedError
+from linnet.rollout.cluster import PODS, Cluster
+from linnet.rollout.rollout import Rollouts
+from linnet.rollout.settings import RolloutSettings
+from linnet.rollout.traffic import KServeCanary
+from linnet.stores.connections import Connections
+from linnet.stores.registry import Registry
+from tests.cluster.load import Load
+from tests.cluster.serving_here import (
+    GATEWAY,
+    NAMESPACE,
+    STORE,
+    Model,
+    forwarded,
+    request_body,
+    store_connections,
+)
+
+logger = logging.getLogger(__name__)
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="KUBECONFIG names no cluster"),
+]
+
+LEAST_REQUESTS = 2000
+LINNET = Path(sys.executable).with_name("linnet")
+QUICK: dict[str, Any] = {
+    "namespace": NAMESPACE,
+    "steps": [20, 60, 100],
+    "analysis": {"hold_s": 5.0, "poll_s": 1.0, "min_requests": 100},
+}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    return Cluster.connect(kubeconfig=os.environ["KUBECONFIG"])
+
+
+@pytest.fixture(scope="session")
+def store_url() -> Iterator[str]:
+    with forwarded(STORE, 9000) as url:
+        yield url
+
+
+@pytest.fixture
+def connections(cluster: Cluster, store_url: str, tmp_path: Path) -> Connections:
+    return store_connections(cluster, store_url, tmp_path)
+
+
+@pytest.fixture
+def model(
+    cluster: Cluster, connections: Connections, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Model]:
+    """Return a model whose champion v1 serves from two pods."""
+    made = Model(f"t{uuid.uuid4().hex[:6]}", cluster, connections, tmp_path / "releases")
+    registry = Registry(connections)
+    registry.register(made.name, made.release("v1"))
+    made.serve("v1", replicas=2)
+    try:
+        KServeCanary(cluster, made.name, settings()).create("v1", "")
+        yield made
+    except BaseException:
+        show(made)
+        raise
+    finally:
+        if request.session.testsfailed:
+            show(made)
+        made.remove()
+
+
+def settings(**changes: Any) -> RolloutSettings:
+    return RolloutSettings.parse({**QUICK, **changes})
+
+
+def show(model: Model) -> None:
+    """Log pods and events, for whoever has to find out why a test failed."""
+    for command in (
+        ["get", "pods,inferenceservices,httproutes,deployments", "-o", "wide"],
+        ["get", "events", "--sort-by=.lastTimestamp"],
+    ):
+        found = subprocess.run(
+            ["kubectl", "-n", NAMESPACE, *command], capture_output=True, text=True, check=False
+        )
+        logger.error("%s", "\n".join(found.stdout.splitlines()[-40:]))
+
+
+def rollouts(model: Model, **changes: Any) -> Rollouts:
+    return Rollouts(
+        model.cluster, model.name, settings(**changes), connections=model.connections, watch=tell
+    )
+
+
+def tell(entry: Any) -> None:
+    logger.info("%3d %% %s: %s", entry.weight, entry.verdict, entry.reason)
+
+
+def load(model: Model, **options: Any) -> Load:
+    return Load(GATEWAY, model.host, model.name, request_body(), **options)
+
+
+def release_of(model: Model, version: str) -> str:
+    return f"{model.name}/{version}"
+
+
+def test_requests_are_split_as_asked_and_none_is_lost_when_the_candidate_goes(
+    model: Model,
+) -> None:
+    traffic = KServeCanary(model.cluster, model.name, settings())
+    with load(model) as requests:
+        requests.until(100)
+        assert set(requests.answered) == {release_of(model, "v1")}
+        traffic.add("v2", model.release("v2"))
+        requests.until(200)
+        assert set(requests.answered) == {release_of(model, "v1")}, "dark means dark"
+        traffic.set_weight(20)
+        before = requests.answered.copy()
+        requests.until(LEAST_REQUESTS)
+        split = requests.answered - before
+        traffic.remove()
+        requests.until(300)
+    logger.info("split at 20 %%: %s; %s", dict(split), requests.words())
+    share, total = split[release_of(model, "v2")] / split.total(), split.total()
+    assert abs(share - 0.2) < 4 * math.sqrt(0.2 * 0.8 / total)
+    assert requests.lost == []
+
+
+def test_a_good_candidate_is_promoted_under_load_without_a_lost_request(model: Model) -> None:
+    Registry(model.connections).register(model.name, model.release("v2"))
+    began = time.monotonic()
+    with load(model) as requests:
+        requests.until(100)
+        record = rollouts(model).start()
+        requests.until(max(300, LEAST_REQUESTS - requests.sent))
+    logger.info("promoted in %.0f s; %s", time.monotonic() - began, requests.words())
+    assert record.phase == "done"
+    assert requests.lost == []
+    assert Registry(model.connections).champion(model.name) == record.candidate_uri
+
+
+def test_an_abort_by_hand_under_load_loses_no_request(model: Model) -> None:
+    model.release("v2")
+    command = [LINNET, "rollout", "start", model.name, "v2", *options(model)]
+    with load(model) as requests:
+        process = subprocess.Popen(command, env=environment(model), stderr=subprocess.DEVNULL)
+        wait_for_weight(model, 60)
+        requests.until(LEAST_REQUESTS)
+        record = rollouts(model).abort("a test says so")
+        requests.until(300)
+        assert process.wait(60) == RolloutAbortedError.exit_code
+    logger.info("aborted by hand; %s", requests.words())
+    assert record.phase == "aborted"
+    assert requests.lost == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["in the traffic", "in the dark"])
+@pytest.mark.parametrize("fault", ["errors", "slow", "wrong"])
+def test_a_bad_candidate_is_taken_back_by_itself(fault: str, dark: bool, model: Model) -> None:
+    if fault == "slow" and dark:
+        pytest.skip("without traffic nobody waits")
+    uri = model.release(f"v2-{fault}")
+    began = time.monotonic()
+    with load(model) as requests:
+        with pytest.raises(RolloutAbortedError) as taken_back:
+            rollouts(model, dark=dark).start(uri)
+        took = time.monotonic() - began
+        requests.until(max(300, LEAST_REQUESTS - requests.sent))
+    logger.info("%s, dark %s: %.0f s; %s\n%s", fault, dark, took, requests.words(), taken_back)
+    assert requests.lost == []
+    shown = KServeCanary(model.cluster, model.name, settings()).show()
+    assert (shown.champion.version if shown.champion else None, shown.candidate) == ("v1", None)
+
+
+def test_a_rollout_that_was_killed_goes_on_and_no_request_is_lost(model: Model) -> None:
+    model.release("v2")
+    command = [LINNET, "rollout", "start", model.name, "v2", *options(model)]
+    with load(model) as requests:
+        process = subprocess.Popen(command, env=environment(model), stderr=subprocess.DEVNULL)
+        wait_for_weight(model, 20)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        requests.until(300)
+        done = subprocess.run(command, env=environment(model), check=False, timeout=600)
+        requests.until(max(300, LEAST_REQUESTS - requests.sent))
+    logger.info("killed at 20 %% and gone on; %s", requests.words())
+    assert done.returncode == 0
+    assert requests.lost == []
+
+
+def test_no_request_is_lost_while_pods_are_deleted(model: Model) -> None:
+    traffic = KServeCanary(model.cluster, model.name, settings(replicas=2))
+    traffic.add("v2", model.release("v2"))
+    with load(model) as requests:
+        traffic.set_weight(50)
+        for backend in (traffic.show().champion, traffic.show().candidate):
+            assert backend is not None
+            pods = model.cluster.list(PODS, namespace=NAMESPACE, labels=backend.labels)
+            model.cluster.delete(PODS, pods[0]["metadata"]["name"], namespace=NAMESPACE)
+            requests.until(LEAST_REQUESTS // 2)
+        traffic.remove()
+        requests.until(300)
+    logger.info("a pod of each side deleted at 50 %%; %s", requests.words())
+    assert requests.lost == []
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LINNET_TEST_NODE"), reason="LINNET_TEST_NODE names no kind node to restart"
+)
+def test_a_rollout_survives_the_reboot_of_its_node(model: Model) -> None:
+    model.release("v2")
+    command = [LINNET, "rollout", "start", model.name, "v2", *options(model)]
+    with load(model) as requests:
+        process = subprocess.Popen(command, env=environment(model))
+        wait_for_weight(model, 20)
+        before = len(requests.lost)
+        began = time.monotonic()
+        subprocess.run(["docker", "restart", os.environ["LINNET_TEST_NODE"]], check=True)
+        assert process.wait(900) == 0
+        lost, took = len(requests.lost) - before, time.monotonic() - began
+        requests.lost.clear()
+        requests.until(300)
+    logger.info("node rebooted: done %.0f s later, %d requests lost by the reboot", took, lost)
+    assert before == 0
+    assert requests.lost == []
+
+
+def options(model: Model) -> list[str]:
+    analysis = "analysis={hold_s: 5, poll_s: 1, min_requests: 100}"
+    return ["-n", NAMESPACE, "-w", str(model.folder.parent), "--set", analysis, *_steps()]
+
+
+def _steps() -> list[str]:
+    return ["--set", "steps=[20, 60, 100]"]
+
+
+def environment(model: Model) -> dict[str, str]:
+    connections = model.connections
+    return {
+        **os.environ,
+        "AWS_ENDPOINT_URL": str(connections.s3_endpoint),
+        "AWS_ACCESS_KEY_ID": str(connections.s3_access_key),
+        "AWS_SECRET_ACCESS_KEY": str(connections.s3_secret_key),
+        "AWS_REGION": "us-east-1",
+    }
+
+
+def wait_for_weight(model: Model, weight: int, timeout_s: float = 600.0) -> None:
+    traffic = KServeCanary(model.cluster, model.name, settings())
+    deadline = time.monotonic() + timeout_s
+    while traffic.show().weight < weight:
+        assert time.monotonic() < deadline, f"no {weight} % within {timeout_s} s"
+        time.sleep(0.5)
