@@ -23,7 +23,7 @@ PLATFORM = $(RUN) python -m manifests.install $(OVERLAY) --parts "$(PARTS)" \
 
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test check format compile package protocol images services services-down \
-	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform images.txt clean
+	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform first-release images.txt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,7 @@ bench-serving: setup ## Measure the server against the limit and five others (AR
 fuzz: setup ## Fuzz the server's parsers, guided by coverage, for FUZZ_S seconds
 	$(RUN) --with atheris python -m tests.serving.fuzz_parsers -max_total_time=$(FUZZ_S)
 
-kind-up: kind-create images kind-load platform ## A cluster of one node with everything on it: kind, images, platform
+kind-up: kind-create images kind-load platform first-release ## A cluster of one node with everything on it, and a first model that serves
 
 kind-create: ## Make the kind cluster of kind-config.yaml, unless it is there (KIND_NODE_IMAGE)
 	@kind get clusters 2>/dev/null | grep -qx linnet || \
@@ -97,8 +97,16 @@ kind-load: ## Hand the built images to the kind cluster
 kind-down: ## Remove the kind cluster with everything on it
 	kind delete cluster --name linnet
 
-platform: setup ## Bring the platform up, or repair it, on KUBECONFIG's cluster (OVERLAY, PARTS, THIRD_PARTY)
+platform: setup ## Bring the platform up, or repair it, on KUBECONFIG's cluster (OVERLAY, PARTS, …)
 	$(PLATFORM)
+
+first-release: compile ## Run the pipeline on the cluster and let its release serve, unless it does
+	kubectl kustomize serving | sed 's#image: linnet/serving:.*#image: $(IMAGE_PREFIX)/serving:$(IMAGE_TAG)#' | \
+		kubectl apply --server-side --force-conflicts -f -
+	kubectl -n linnet-serving get inferenceservice digits 2>/dev/null || { \
+		kubectl -n kubeflow port-forward service/ml-pipeline 8888:8888 & trap "kill $$!" EXIT; sleep 3; \
+		$(RUN) linnet submit --pipeline build/pipelines/train_and_release.yaml -p after_release=rollout; }
+	kubectl -n linnet-serving wait --for=condition=Ready --timeout=300s inferenceservice/digits
 
 images.txt: setup ## List every image that a cluster runs, for an air-gapped mirror
 	$(PLATFORM) --list-images > $@
