@@ -1,10 +1,13 @@
 """How fast the server is: against a bare ONNX Runtime loop, and against other servers.
 
-    python -m benchmarks.serving [--quick] [--networks …] [--peers …] [--overload-s 60]
+    python -m benchmarks.serving --prepare     # install the others, export the graphs: once
+    python -m benchmarks.serving               # measure, some 25 minutes on two CPUs
+    python -m benchmarks.serving --quick       # a look, some 5 minutes
 
 Everything runs on 127.0.0.1, in turn, in rounds; a slice of the bare loop lies before and after
 every measurement, and ratios are of neighbours. Servers that aren't measured are stopped (SIGSTOP).
 Peers get an environment each below build/bench; one that can't be installed is reported as such.
+All numbers go to build/bench/serving.json, and as tables to build/bench/serving.md.
 """
 
 import argparse
@@ -362,22 +365,27 @@ Results = dict[tuple[str, str, int], list[Seen]]
 
 
 def throughput(
-    limit: Limit, servers: list[Server], options: argparse.Namespace, results: Results
+    limit: Limit,
+    servers: list[Server],
+    options: argparse.Namespace,
+    results: Results,
+    *,
+    clients: Sequence[int],
 ) -> None:
     """One round: every server, format and number of clients, each between two slices of limit."""
     for form, (source, _) in FORMATS.items():
         before = limit.slice(source, options.slice_s)
-        for clients in options.clients:
+        for count in clients:
             for server in [one for one in servers if form in one.targets]:
                 server.wake()
-                load.closed(server.targets[form], clients=clients, seconds=0.3)
+                load.closed(server.targets[form], clients=count, seconds=0.3)
                 cpu, busy, began = server.cpu_s(), busy_s(), time.perf_counter()
-                found = load.closed(server.targets[form], clients=clients, seconds=options.seconds)
+                found = load.closed(server.targets[form], clients=count, seconds=options.seconds)
                 cpu, took = server.cpu_s() - cpu, time.perf_counter() - began
                 others = (busy_s() - busy - cpu - found.client_cpu_s) / (took * CPUS)
                 server.sleep()
                 after = limit.slice(source, options.slice_s)
-                results[server.name, form, clients].append(_seen(found, cpu, others, before, after))
+                results[server.name, form, count].append(_seen(found, cpu, others, before, after))
                 before = after
 
 
@@ -542,14 +550,30 @@ def installed(name: str, packages: tuple[str, ...]) -> Path:
     return python
 
 
+def exported(network: str, weights: Path | None) -> tuple[Path, Path]:
+    """Return the graph of a network in fp32 and in int8, made once."""
+    whole, small = PLACE / f"{network}.onnx", PLACE / f"{network}-int8.onnx"
+    if weights is not None or not whole.exists():
+        graphs.save(graphs.fp32(network, weights), whole)
+        small.unlink(missing_ok=True)
+    if not small.exists():
+        graphs.save(graphs.int8(whole.read_bytes(), list(photographs().values())), small)
+    return whole, small
+
+
+def prepare_all(options: argparse.Namespace) -> None:
+    """Install the peers and export the graphs, so that a later run only measures."""
+    for network in options.networks:
+        exported(network, options.weights)
+    for name in options.peers:
+        print(name, installed(name.split()[0], PEERS[name].packages), flush=True)
+
+
 def run(network: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one network; return everything for the JSON file, after printing it."""
+    began = time.monotonic()
     shown = picture()
-    model = graphs.save(graphs.fp32(network, options.weights), PLACE / f"{network}.onnx")
-    small = graphs.save(
-        graphs.int8(model.read_bytes(), list(photographs().values())),
-        PLACE / f"{network}-int8.onnx",
-    )
+    model, small = exported(network, options.weights)
     photo = PLACE / "picture.jpg"
     photo.write_bytes(shown.encoded)
     limit = Limit(model, photo)
@@ -567,16 +591,28 @@ def run(network: str, options: argparse.Namespace) -> dict[str, Any]:
         results: Results = defaultdict(list)
         for number in range(options.rounds):
             print(f"{network}: round {number + 1} of {options.rounds}", flush=True)
-            throughput(limit, servers, options, results)
+            # One client at a time says little about throughput: once is enough.
+            clients = [one for one in options.clients if one > 1 or not number]
+            throughput(limit, servers, options, results, clients=clients)
+        memory = {server.name: server.rss_mib() for server in servers}
         show(network, limit, results)
         beyond = alone(limit, ours, options)
         level = equal_load(servers, results, options)
         tiny = our_server(stack, "linnet int8", small, shown)
         ratios = quantized(ours, tiny, options)
         flood = overload(ours, options)
-    targets(results, beyond, level, ratios, flood, options)
+    claims = targets(results, beyond, level, ratios, flood, options)
+    print("\ntargets")
+    for claim in claims:
+        print(f"  {claim.what:62} {claim.found:8.2f}  {claim.verdict} ({claim.wanted})")
+    print("  overload: " + ", ".join(f"{name} {value:.5g}" for name, value in flood.items()))
+    minutes = (time.monotonic() - began) / 60
+    print(f"{network}: {minutes:.1f} minutes", flush=True)
     return {
         "network": network,
+        "minutes": minutes,
+        "memory_mib": memory,
+        "claims": [asdict(claim) for claim in claims],
         "limit": limit.kinds,
         "failed": failed,
         "throughput": [
@@ -606,10 +642,7 @@ def show(network: str, limit: Limit, results: Results) -> None:
     times = ("p50 ms", "p99 ms", "CPU", "client")
     print("{:18} {:>7} {:18} {:>8} {:>7} {:>7} {:>7}".format(*head), end=" ")
     print("{:>8} {:>8} {:>7} {:>7}".format(*times))
-    order = list(FORMATS)
-    for key in sorted(
-        results, key=lambda key: (order.index(key[1]), key[2], -median(results[key], "cpu_ratio"))
-    ):
+    for key in in_order(results):
         name, form, clients = key
         ratios = [median(results[key], what) for what in ("ratio", "cpu_ratio", "others", "rate")]
         times = [
@@ -621,6 +654,20 @@ def show(network: str, limit: Limit, results: Results) -> None:
         print("{:8.2f} {:8.2f} {:7.2f} {:7.2f}".format(*times))
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A target, what was found, and whether that meets it."""
+
+    what: str
+    found: float
+    met: bool
+    wanted: str
+
+    @property
+    def verdict(self) -> str:
+        return "met" if self.met else "missed"
+
+
 def targets(
     results: Results,
     beyond: dict[str, list[float]],
@@ -628,35 +675,45 @@ def targets(
     ratios: dict[str, list[float]],
     flood: dict[str, float],
     options: argparse.Namespace,
-) -> None:
-    """Print each target of speed with what was found."""
-    print("\ntargets")
+) -> list[Claim]:
+    """Return each target of speed with what was found."""
+    claims: list[Claim] = []
+
+    def say(what: str, found: float, met: bool, wanted: str) -> None:
+        claims.append(Claim(what, found, met, wanted))
+
     for form, (_, wanted) in FORMATS.items():
         for clients in [one for one in options.clients if one >= 8]:
             rounds = results["linnet", form, clients]
             found = median(rounds, "ratio")
             also = f"≥ {wanted}; {median(rounds, 'cpu_ratio'):.2f} by CPU"
-            _say(f"{form}, {clients} clients: of the limit", found, found >= wanted, also)
+            say(f"{form}, {clients} clients: of the limit", found, found >= wanted, also)
     for form in FORMATS:
-        _against_peers(form, results, options)
+        claims += _against_peers(form, results, options)
     for form, wanted in (("grpc uint8", 1.5), ("rest binary uint8", 2.5)):
         found = statistics.median(beyond[form])
-        _say(f"{form}, alone: ms beyond the model", found, found <= wanted, f"≤ {wanted}")
+        say(f"{form}, alone: ms beyond the model", found, found <= wanted, f"≤ {wanted}")
     for form, by_server in level.items():
         medians = {name: statistics.median(values) for name, values in by_server.items()}
         ours = medians.pop("linnet")
         best = min(medians, key=lambda name: medians[name])
         what = f"{form}: p99 ms at equal load ({best} {medians[best]:.1f})"
-        _say(what, ours, ours <= medians[best], f"≤ {medians[best]:.1f}")
+        say(what, ours, ours <= medians[best], f"≤ {medians[best]:.1f}")
     for form, values in ratios.items():
         found = statistics.median(values)
-        _say(f"{form}: int8 over fp32", found, found >= 1.8, "≥ 1.8")
+        say(f"{form}: int8 over fp32", found, found >= 1.8, "≥ 1.8")
     found = flood["answered_of_peak"]
-    _say("overload at 3×: of the peak", found, found >= 0.9, "≥ 0.9")
-    print("  overload: " + ", ".join(f"{name} {value:.5g}" for name, value in flood.items()))
+    say("overload at 3×: of the peak", found, found >= 0.9, "≥ 0.9")
+    found = flood["p99_ms"] / flood["p99_at_32_clients_ms"]
+    say(
+        "overload at 3×: p99 of the accepted, of that at 32 clients", found, found <= 1.25, "≤ 1.25"
+    )
+    found = flood["rss_end_mib"] - flood["rss_middle_mib"]
+    say("overload at 3×: memory growth in the second half, MiB", found, found <= 20, "≤ 20")
+    return claims
 
 
-def _against_peers(form: str, results: Results, options: argparse.Namespace) -> None:
+def _against_peers(form: str, results: Results, options: argparse.Namespace) -> Iterator[Claim]:
     wanted = {"grpc uint8": 1.2, "rest binary uint8": 1.0}.get(form, 1.4)
     for clients in [one for one in options.clients if one >= 8]:
         ours = results["linnet", form, clients]
@@ -668,20 +725,91 @@ def _against_peers(form: str, results: Results, options: argparse.Namespace) -> 
         if not peers:
             continue
         best = max(peers, key=lambda name: median(peers[name], "ratio"))
-        _over(f"{form}, {clients} clients: over {best}", ours, peers[best], wanted)
+        yield _over(f"{form}, {clients} clients: over {best}", ours, peers[best], wanted)
         if form == "rest binary uint8" and "kserve" in peers:
-            _over(f"{form}, {clients} clients: over kserve", ours, peers["kserve"], 8)
+            yield _over(f"{form}, {clients} clients: over kserve", ours, peers["kserve"], 8)
+        if "fastapi processes" in peers and best != "fastapi processes":
+            what = f"{form}, {clients} clients: over fastapi processes"
+            yield _over(what, ours, peers["fastapi processes"], 1.0)
 
 
-def _over(what: str, ours: Sequence[Seen], theirs: Sequence[Seen], wanted: float) -> None:
+def _over(what: str, ours: Sequence[Seen], theirs: Sequence[Seen], wanted: float) -> Claim:
     found, by_cpu = (
         median(ours, name) / max(1e-9, median(theirs, name)) for name in ("ratio", "cpu_ratio")
     )
-    _say(what, found, found >= wanted, f"≥ {wanted}; {by_cpu:.2f} by CPU")
+    return Claim(what, found, found >= wanted, f"≥ {wanted}; {by_cpu:.2f} by CPU")
 
 
-def _say(what: str, found: float, met: bool, wanted: str) -> None:
-    print(f"  {what:62} {found:8.2f}  {'met' if met else 'missed'} ({wanted})")
+def markdown(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Return all of it as tables for the documentation."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "an unknown CPU",
+    )
+    lines = [
+        f"{CPUS} CPUs ({model}), Python {sys.version.split()[0]}, {RUNTIME[0]}. Medians of "
+        f"{options.rounds} rounds of {options.seconds} s; clients on the same CPUs.",
+        "`of limit`: rate over the bare loop's beside it; `by CPU`: the loop's CPU for a picture "
+        "over the server's and client's for a request, which doesn't mind who else computes.",
+    ]
+    for one in found:
+        lines += ["", f"## {one['network']}", "", *_targets_table(one["claims"])]
+        lines += ["", *_throughput_table(one)]
+        shown = ", ".join(f"{name} {mib:.0f}" for name, mib in one["memory_mib"].items())
+        lines += ["", f"Resident memory after all rounds, MiB, all processes: {shown}."]
+        flood = one["overload"]
+        lines += [
+            "",
+            f"Overload for {options.overload_s:.0f} s: {flood['offered_rate']:.0f} requests/s "
+            f"offered, peak {flood['peak_rate']:.0f}; {flood['answered_of_peak']:.2f} of the peak "
+            f"answered, p99 {flood['p99_ms']:.0f} ms ({flood['p99_at_32_clients_ms']:.0f} at 32 "
+            f"clients), {flood['refused']:.0f} refused; resident {flood['rss_before_mib']:.0f} → "
+            f"{flood['rss_middle_mib']:.0f} → {flood['rss_end_mib']:.0f} MiB; afterwards "
+            f"{flood['afterwards_of_peak']:.2f} of the peak.",
+        ]
+        lines += [f"{name} could not be measured: {why}" for name, why in one["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _targets_table(claims: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| target | found | wanted | |"
+    yield "| --- | ---: | --- | --- |"
+    for claim in (Claim(**one) for one in claims):
+        yield f"| {claim.what} | {claim.found:.2f} | {claim.wanted} | {claim.verdict} |"
+
+
+def _throughput_table(one: dict[str, Any]) -> Iterator[str]:
+    results: Results = defaultdict(list)
+    for row in one["throughput"]:
+        seen = Seen(**{name: row[name] for name in Seen.__dataclass_fields__})
+        results[row["server"], row["format"], row["clients"]].append(seen)
+    yield (
+        "| format | clients | server | of limit | by CPU | requests/s | p50 ms | p99 ms | CPU ms a "
+        "request | others' share |"
+    )
+    yield "| --- | ---: | --- | " + " | ".join(["---:"] * 7) + " |"
+    for key in in_order(results):
+        name, form, clients = key
+        values = [median(results[key], what) for what in ("ratio", "cpu_ratio", "rate")]
+        times = [median(results[key], what) for what in ("p50_ms", "p99_ms", "server_cpu_ms")]
+        shown = (
+            "{:.2f} | {:.2f} | {:.0f}".format(*values)
+            + " | "
+            + "{:.1f} | {:.1f} | {:.2f}".format(*times)
+        )
+        yield f"| {form} | {clients} | {name} | {shown} | {median(results[key], 'others'):.2f} |"
+
+
+def in_order(results: Results) -> list[tuple[str, str, int]]:
+    """Return the measurements by format and clients, the best first."""
+    order = list(FORMATS)
+    return sorted(
+        results, key=lambda key: (order.index(key[1]), key[2], -median(results[key], "cpu_ratio"))
+    )
 
 
 def arguments() -> argparse.Namespace:
@@ -690,11 +818,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
-    parser.add_argument("--slice-s", type=float, default=0.8, help="of the limit in between")
-    parser.add_argument("--overload-s", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=1.2, help="of one measurement")
+    parser.add_argument("--slice-s", type=float, default=0.6, help="of the limit in between")
+    parser.add_argument("--overload-s", type=float, default=60.0)
     parser.add_argument("--weights", type=Path, help="safetensors of the first network")
     parser.add_argument("--quick", action="store_true", help="one network, two short rounds")
+    parser.add_argument("--prepare", action="store_true", help="install and export, don't measure")
     options = parser.parse_args()
     if options.quick:
         options.networks, options.rounds = options.networks[:1], 2
@@ -705,11 +834,15 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     PLACE.mkdir(parents=True, exist_ok=True)
+    if options.prepare:
+        prepare_all(options)
+        return
     found = []
     for network in options.networks:
         found.append(run(network, options))
         (PLACE / "serving.json").write_text(json.dumps(found, indent=1))
-    print(f"\nall numbers: {PLACE / 'serving.json'}")
+        (PLACE / "serving.md").write_text(markdown(found, options))
+    print(f"\nall numbers: {PLACE / 'serving.json'}; as tables: {PLACE / 'serving.md'}")
 
 
 if __name__ == "__main__":
