@@ -23,7 +23,7 @@ from linnet.errors import (
     SettingsError,
 )
 from linnet.kubeflow import Kubeflow
-from linnet.launch import SECTIONS, StepEvent, packaged_pipeline
+from linnet.launch import StepEvent, packaged_pipeline
 from linnet.settings import RunSettings
 from linnet.step_log import StepLog
 
@@ -34,7 +34,7 @@ Watch = Callable[[StepEvent], None]
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 # A pod takes longer than this to start; what took less was taken from the cache.
 _CACHED_WITHIN_S = 1.0
-_POD_TEMPLATES = ("system-container-impl", "retry-system-container-impl")
+_POD_TEMPLATE = "system-container-impl"
 
 
 @dataclass(frozen=True)
@@ -277,9 +277,8 @@ def _body(
 ) -> dict[str, Any]:
     """Return what a run and a recurring run have in common."""
     check_reachable(settings)
-    values: dict[str, Any] = {"model": settings.model, "source": settings.section("source")}
-    values |= {f"{name}_settings": settings.section(name) for name in SECTIONS}
-    values = {name: value for name, value in values.items() if name in pipeline.parameters}
+    given = settings.parameters()
+    values = {name: value for name, value in given.items() if name in pipeline.parameters}
     values |= parameters
     if unknown := sorted(values.keys() - pipeline.parameters.keys()):
         raise SettingsError(
@@ -312,6 +311,22 @@ def check_reachable(settings: RunSettings) -> None:
             )
 
 
+class _PodLog:
+    """What of a pod's log has been heard."""
+
+    def __init__(self) -> None:
+        self.heard = StepLog()
+        self._read = 0
+
+    def new(self, text: str) -> Iterator[str]:
+        """Yield what the step has said since; a line that isn't whole yet is left for later."""
+        lines = text.split("\n")[:-1]
+        for line in lines[self._read :]:
+            if said := self.heard.hear(line):
+                yield said
+        self._read = len(lines)
+
+
 class _Follower:
     """What of a run has been told, so that each look tells what is new."""
 
@@ -320,9 +335,8 @@ class _Follower:
         self._server = server
         self._watch = watch
         self._told: dict[str, str] = {}
-        self._logs: dict[str, StepLog] = {}
+        self._logs: dict[str, dict[str, _PodLog]] = {}
         self._said: dict[str, list[str]] = {}
-        self._read: dict[tuple[str, str], int] = {}
         self._seconds: dict[str, float] = {}
 
     def look(self, run: dict[str, Any]) -> None:
@@ -333,7 +347,7 @@ class _Follower:
                 continue
             state, seconds = _state(tasks[step]), _took(tasks[step])
             if state == "RUNNING" and step not in self._told:
-                self._tell(StepEvent("started", step))
+                self._watch(StepEvent("started", step))
                 self._told[step] = "started"
             if state in ("RUNNING", "SUCCEEDED", "FAILED"):
                 self._listen(step, tasks)
@@ -351,8 +365,8 @@ class _Follower:
             decision = "release" if released else "refuse"
         why = str(run.get("error", {}).get("message", ""))
         if failed is not None:
-            log = self._logs.get(failed)
-            why = (log.own_words() if log else "") or why
+            logs = reversed(self._logs.get(failed, {}).values())
+            why = next(filter(None, (log.heard.own_words() for log in logs)), why)
         elif decision == "refuse":
             said = [line for line in self._said.get("gate", ()) if not line.startswith("passed")]
             why = "\n  ".join(said) or "its report says why"
@@ -370,37 +384,28 @@ class _Follower:
         began = step in self._told
         self._told[step] = "ended"
         if state in ("SKIPPED", "CANCELED"):
-            self._tell(StepEvent("skipped", step))
+            self._watch(StepEvent("skipped", step))
         elif state == "FAILED":
-            self._tell(StepEvent("failed", step, seconds=seconds))
+            self._watch(StepEvent("failed", step, seconds=seconds))
         elif not began and seconds <= _CACHED_WITHIN_S:
-            self._tell(StepEvent("cached", step))
+            self._watch(StepEvent("cached", step))
         else:
             if not began:
-                self._tell(StepEvent("started", step))
-            self._tell(StepEvent("finished", step, seconds=seconds))
+                self._watch(StepEvent("started", step))
+            self._watch(StepEvent("finished", step, seconds=seconds))
         self._seconds[step] = seconds
 
     def _listen(self, step: str, tasks: dict[str, list[dict[str, Any]]]) -> None:
-        """Tell the lines that the step has logged since it was listened to last."""
-        for pod in _pods(self._submitted.pipeline.steps[step], tasks):
-            text = self._server.log(self._submitted.run_id, pod)
-            if text is None:
-                continue
-            # A line that isn't whole yet is left for the next look.
-            lines = text.split("\n")[:-1]
-            read = self._read.get((step, pod), 0)
-            if read == 0:
-                self._logs[step] = StepLog()
-            for line in lines[read:]:
-                if said := self._logs[step].hear(line):
-                    self._said.setdefault(step, []).append(said)
-                    self._tell(StepEvent("line", step, text=said))
-            self._read[step, pod] = len(lines)
-            return
-
-    def _tell(self, event: StepEvent) -> None:
-        self._watch(event)
+        """Tell the lines that the step's pods have logged since they were listened to last."""
+        logs = self._logs.setdefault(step, {})
+        for task in tasks[step]:
+            for pod in _pods(task, self._submitted.pipeline.steps[step], tasks):
+                text = self._server.log(self._submitted.run_id, pod)
+                if text is not None:
+                    for said in logs.setdefault(pod, _PodLog()).new(text):
+                        self._said.setdefault(step, []).append(said)
+                        self._watch(StepEvent("line", step, text=said))
+                    break
 
 
 def _by_name(run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -435,24 +440,25 @@ def _time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _pods(path: tuple[str, ...], tasks: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Yield names that the step's pod may have, the last attempt's first.
+def _pods(
+    task: dict[str, Any], path: tuple[str, ...], tasks: dict[str, list[dict[str, Any]]]
+) -> Iterator[str]:
+    """Yield names that a step's pod may have, the last attempt's first.
 
     The API gives the ids of a task's children, `<workflow>-<hash of the node's name>`; Argo names
     a pod after workflow, template and that hash. A task that is retried has an attempt's node
     between, whose name is known and so its hash.
     """
-    for task in tasks.get(path[-1], ()):
-        if task.get("pod_name"):
-            yield str(task["pod_name"])
-        for child in task.get("child_tasks", ()):
-            workflow, _, digest = str(child.get("pod_name", "")).rpartition("-")
-            node = ".".join((workflow, *path, "executor"))
+    if task.get("pod_name"):
+        yield str(task["pod_name"])
+    for child in task.get("child_tasks", ()):
+        workflow, _, digest = str(child.get("pod_name", "")).rpartition("-")
+        node = ".".join((workflow, *path, "executor"))
+        if digest == str(_fnv(node)):
             attempts = sum(name.startswith("executor(") for name in tasks)
-            if digest == str(_fnv(node)):
-                for attempt in range(attempts - 1, -1, -1):
-                    yield f"{workflow}-{_POD_TEMPLATES[1]}-{_fnv(f'{node}({attempt})')}"
-            yield f"{workflow}-{_POD_TEMPLATES[0]}-{digest}"
+            for attempt in range(attempts - 1, -1, -1):
+                yield f"{workflow}-retry-{_POD_TEMPLATE}-{_fnv(f'{node}({attempt})')}"
+        yield f"{workflow}-{_POD_TEMPLATE}-{digest}"
 
 
 def _fnv(text: str) -> int:

@@ -160,6 +160,17 @@ def test_of_a_retried_step_the_last_attempt_is_heard(kubeflow: StandIn) -> None:
     assert (outcome.failed, outcome.why) == ("train", "the second")
 
 
+def test_of_a_step_in_a_loop_every_pod_is_heard(kubeflow: StandIn) -> None:
+    rounds = [task("train", "SUCCEEDED", 30 + turn, (f"{WORKFLOW}-{turn}",)) for turn in (1, 2)]
+    for turn in (1, 2):
+        name = f"{WORKFLOW}-system-container-impl-{turn}"
+        kubeflow.logs[name] = log("train", f"round {turn}")
+    kubeflow.frames = [frame("SUCCEEDED", rounds)]
+    told, outcome = followed(kubeflow)
+    assert [text for kind, _, text in told if kind == "line"] == ["round 1", "round 2"]
+    assert outcome.seconds["train"] == 32.0
+
+
 def test_a_refusal_of_the_gate_exits_with_3_and_says_why(
     kubeflow: StandIn, command: Submit, capsys: pytest.CaptureFixture[str]
 ) -> None:
