@@ -76,7 +76,7 @@ services-down: ## Stop them
 bench: setup ## Measure the speed claims; each prints ratios of one run
 	for benchmark in ingest training pipeline; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
 
-bench-serving: setup ## Measure the server against the limit and five others (ARGS=--quick)
+bench-serving: setup ## Measure the server against the limit and five others, 25 min (ARGS=--prepare, --quick)
 	$(RUN) python -m benchmarks.serving $(ARGS)
 
 fuzz: setup ## Fuzz the server's parsers, guided by coverage, for FUZZ_S seconds
@@ -106,7 +106,8 @@ first-release: compile ## Run the pipeline on the cluster and let its release se
 	kubectl -n linnet-serving get inferenceservice digits 2>/dev/null || { \
 		kubectl -n kubeflow port-forward service/ml-pipeline 8888:8888 & trap "kill $$!" EXIT; sleep 3; \
 		$(RUN) linnet submit --pipeline build/pipelines/train_and_release.yaml -p after_release=rollout; }
-	kubectl -n linnet-serving wait --for=condition=Ready --timeout=300s inferenceservice/digits
+	kubectl -n linnet-serving wait --timeout=300s inferenceservice/digits \
+		--for=jsonpath='{.status.conditions[?(@.type=="Ready")].status}'=True
 
 images.txt: setup ## List every image that a cluster runs, for an air-gapped mirror
 	$(PLATFORM) --list-images > $@
