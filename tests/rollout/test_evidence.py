@@ -33,7 +33,8 @@ class Server:
 
     def __init__(self, release: str, *, model: str = "birds") -> None:
         self.metrics = Metrics()
-        self.of_model = ModelMetrics(self.metrics, model, release, ("finch", "linnet"))
+        named = f"any/{release}"
+        self.of_model = ModelMetrics(self.metrics, model, named, ("finch", "linnet"))
         self.of_model.ready.set(1)
 
     def answer(self, *codes: str, protocol: str = "rest", seconds: float = 0.02) -> None:
@@ -134,7 +135,10 @@ def test_a_ready_pod_that_can_not_be_read_is_no_evidence() -> None:
 
 @pytest.mark.parametrize(
     ("server", "shown"),
-    [(Server("v7"), "releases shown: v7"), (Server("v2", model="fish"), "releases shown: none")],
+    [
+        (Server("v7"), "releases shown: any/v7"),
+        (Server("v2", model="fish"), "releases shown: none"),
+    ],
 )
 def test_a_pod_that_serves_something_else_is_no_evidence(server: Server, shown: str) -> None:
     evidence = PodEvidence(

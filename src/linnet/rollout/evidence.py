@@ -44,7 +44,7 @@ def is_refused(protocol: str, code: str) -> bool:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of one of the two releases, as Kubernetes shows it now."""
+    """A pod of one of the two releases, as Kubernetes shows it now; `release` is the version."""
 
     name: str
     release: str
@@ -262,9 +262,10 @@ def _counts(one: dict[_Key, int], other: dict[_Key, int], sign: int) -> dict[_Ke
 
 def _counted(pod: Pod, samples: Sequence[Sample], model: str) -> Counted:
     of_model = [each for each in samples if each.labels.get("model") == model]
-    mine = [each for each in of_model if each.labels.get("release") == pod.release]
+    # The label is model/version: of the release's own model, which may be served by another name.
+    mine = [each for each in of_model if each.labels["release"].rpartition("/")[2] == pod.release]
     if not any(each.name == READY for each in mine):
-        shown = sorted({each.labels.get("release", "?") for each in of_model})
+        shown = sorted({each.labels["release"] for each in of_model})
         raise EvidenceError(
             f"pod {pod.name} is ready, but its metrics show no {READY} of model {model}, release "
             f"{pod.release} (releases shown: {', '.join(shown) or 'none'}): see what it serves, "
