@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from linnet.stores.objects import open_store
 from tests.serving.photographs import opened
 from tests.serving.tiny_release import write_release
 
-NAMESPACE = os.environ.get("LINNET_TEST_NAMESPACE", "linnet-serving")
+NAMESPACE = os.environ.get("LINNET_TEST_NAMESPACE") or f"linnet-test-{secrets.token_hex(3)}"
 STORE = os.environ.get("LINNET_TEST_STORE", "linnet-platform/svc/minio")
 STORE_SECRET = os.environ.get("LINNET_TEST_STORE_SECRET", "kubeflow/linnet-s3")
 GATEWAY = os.environ.get("LINNET_TEST_GATEWAY", "http://127.0.0.1:8080")
