@@ -7,6 +7,7 @@ and a bad one doesn't advance while it is being found out. docs/rollouts.md has 
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -139,18 +140,21 @@ def _of_traffic(weight: int, seen: Seen, analysis: AnalysisSettings, needed: flo
 
 def _errors(weight: int, seen: Seen, analysis: AnalysisSettings, needed: float) -> Check:
     candidate, champion = seen.candidate, seen.champion
-    share, too_many = _share(candidate.errors, candidate.requests), analysis.max_error_rate
-    evidence, allowed = math.inf, too_many
-    words = f"{_count(candidate.errors, candidate.requests)} at the candidate"
-    if champion.requests:
-        evidence = _exceeds("errors", candidate, champion, analysis.error_margin)
-        allowed = _share(champion.errors, champion.requests) + analysis.error_margin
-        words = _of_both(seen, candidate.errors, champion.errors)
-    if weight == 100 or not champion.requests:
+    alone, too_many = weight == 100 or not champion.requests, analysis.max_error_rate
+    share = _share(candidate.errors, candidate.requests)
+    allowed = _share(champion.errors, champion.requests) + analysis.error_margin
+    words = _of_both(seen, candidate.errors, champion.errors)
+
+    def evidence() -> float:
+        absolute = float(above(candidate.errors, candidate.requests, too_many))
+        if not champion.requests:
+            return absolute
+        worse = _exceeds("errors", candidate, champion, analysis.error_margin)
         # Alone, it may suffer from what the champion would now suffer from as well.
-        evidence = min(evidence, float(above(candidate.errors, candidate.requests, too_many)))
-        allowed = max(allowed, too_many)
-    check = _weighed("errors", evidence, needed, looks=share > allowed, words=words)
+        return min(absolute, worse) if alone else worse
+
+    looks = share > (max(allowed, too_many) if alone else allowed)
+    check = _weighed("errors", evidence, needed, looks=looks, words=words)
     if check.verdict == "advance" and share > too_many:
         words += f": no worse, but over the {too_many:.2%} that may advance"
         return Check("errors", "hold", words)
@@ -158,12 +162,15 @@ def _errors(weight: int, seen: Seen, analysis: AnalysisSettings, needed: float) 
 
 
 def _refused(seen: Seen, analysis: AnalysisSettings, needed: float) -> Check:
-    candidate, champion = seen.candidate, seen.champion
-    evidence = _exceeds("refused", candidate, champion, analysis.refused_margin)
+    candidate, champion, margin = seen.candidate, seen.champion, analysis.refused_margin
     share = _share(candidate.refused, candidate.requests)
-    allowed = _share(champion.refused, champion.requests) + analysis.refused_margin
-    words = _of_both(seen, candidate.refused, champion.refused)
-    return _weighed("refused", evidence, needed, looks=share > allowed, words=words)
+    return _weighed(
+        "refused",
+        lambda: _exceeds("refused", candidate, champion, margin),
+        needed,
+        looks=share > _share(champion.refused, champion.requests) + margin,
+        words=_of_both(seen, candidate.refused, champion.refused),
+    )
 
 
 def _exceeds(
@@ -186,21 +193,26 @@ def _latency(
     bounds = sorted(set(candidate.at_most) & set(champion.at_most))
     if not candidate.total or not champion.total:
         return Check(name, "advance", "no times of both to compare")
-    finite = bounds[:-1]
-    pairs = [
-        (fast, finite[first])
-        for fast in finite
-        if (first := bisect_left(finite, max(factor * fast, fast + floor_s))) < len(finite)
-    ]
-    fast = np.array([champion.at_most[bound] for bound, _ in pairs])
-    slow = np.array([candidate.total - candidate.at_most[bound] for _, bound in pairs])
-    proven = np.minimum(
-        above(fast, champion.total, quantile), above(slow, candidate.total, 1 - quantile)
-    )
     low, high = _bracket(candidate, quantile), _bracket(champion, quantile)
+
+    def evidence() -> float:
+        finite = bounds[:-1]
+        pairs = [
+            (fast, finite[first])
+            for fast in finite
+            if (first := bisect_left(finite, max(factor * fast, fast + floor_s))) < len(finite)
+        ]
+        fast = np.array([champion.at_most[bound] for bound, _ in pairs])
+        slow = np.array([candidate.total - candidate.at_most[bound] for _, bound in pairs])
+        return mean(
+            np.minimum(
+                above(fast, champion.total, quantile), above(slow, candidate.total, 1 - quantile)
+            )
+        )
+
     return _weighed(
         name,
-        mean(proven),
+        evidence,
         needed,
         looks=low[0] >= max(factor * high[1], high[1] + floor_s),
         words=f"{_between(low)} at the candidate, {_between(high)} at the champion",
@@ -216,13 +228,17 @@ def _classes(seen: Seen, margin: float, needed: float) -> Check:
     share = np.array([candidate.get(name, 0) / total for name in names])
     other = np.array([champion.get(name, 0) / other_total for name in names])
     n, m = min(total, seen.candidate.requests), min(other_total, seen.champion.requests)
-    more = exceeds(share * n, n, other * m, m, margin=margin)
-    less = exceeds(other * m, m, share * n, n, margin=margin)
+
+    def evidence() -> float:
+        more = exceeds(share * n, n, other * m, m, margin=margin)
+        less = exceeds(other * m, m, share * n, n, margin=margin)
+        return mean(np.concatenate([more, less]))
+
     most = int(np.abs(share - other).argmax())
     name = names[most]
     return _weighed(
         "classes",
-        mean(np.concatenate([more, less])),
+        evidence,
         needed,
         looks=bool(abs(share[most] - other[most]) > margin),
         words=f"{name} changed most: {_count(candidate.get(name, 0), total)} predictions at the "
@@ -243,7 +259,7 @@ def _confidence(seen: Seen, margin: float, needed: float) -> Check:
     bound = bounds[most]
     return _weighed(
         "confidence",
-        mean(exceeds(share * n, n, other * m, m, margin=margin)),
+        lambda: mean(exceeds(share * n, n, other * m, m, margin=margin)),
         needed,
         looks=bool(share[most] - other[most] > margin),
         words=f"at most {bound:g} in {_count(candidate.at_most[bound], total)} predictions at the "
@@ -257,7 +273,7 @@ def _of_replay(replayed: Replayed, analysis: AnalysisSettings, needed: float) ->
         lost, gained = replayed.lost, replayed.gained
         return _weighed(
             "accuracy",
-            float(above(lost, lost + gained, 0.5)),
+            lambda: float(above(lost, lost + gained, 0.5)),
             needed,
             looks=lost - gained > analysis.max_accuracy_loss * replayed.labelled,
             words=f"of {replayed.labelled:,} labelled pictures the candidate names "
@@ -268,7 +284,7 @@ def _of_replay(replayed: Replayed, analysis: AnalysisSettings, needed: float) ->
     allowed = 1 - analysis.min_agreement
     return _weighed(
         "agreement",
-        float(above(differing, replayed.pictures, allowed)),
+        lambda: float(above(differing, replayed.pictures, allowed)),
         needed,
         looks=_share(differing, replayed.pictures) > allowed,
         words=f"both name {_count(replayed.agreeing, replayed.pictures)} replayed pictures the "
@@ -276,12 +292,15 @@ def _of_replay(replayed: Replayed, analysis: AnalysisSettings, needed: float) ->
     )
 
 
-def _weighed(name: str, evidence: float, needed: float, *, looks: bool, words: str) -> Check:
-    """Return the check of something that `looks` worse or not, with the log of its e-value."""
-    shown = f"e-value {math.exp(evidence):.2g}" if evidence < 50 else "e-value beyond 1e21"
+def _weighed(
+    name: str, evidence: Callable[[], float], needed: float, *, looks: bool, words: str
+) -> Check:
+    """Return the check of something; where it `looks` worse, the log e-value tells how surely."""
     if not looks:
         return Check(name, "advance", f"{words}: within the margin")
-    if evidence < math.log(needed):
+    found = evidence()
+    shown = f"e-value {math.exp(found):.2g}" if found < 50 else "e-value beyond 1e21"
+    if found < math.log(needed):
         return Check(name, "hold", f"{words}: looks worse, {shown} of {needed:,.0f}")
     return Check(name, "abort", f"{words}: worse, {shown} of {needed:,.0f}")
 
