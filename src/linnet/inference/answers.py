@@ -29,7 +29,6 @@ class Judge:
 
     def __init__(self, classes: Sequence[str], thresholds: Any = None) -> None:
         self.classes = tuple(classes)
-        self.encoded = tuple(name.encode() for name in classes)
         self._thresholds = None if thresholds is None else _in_order(self.classes, thresholds)
 
     def answer(self, probabilities: NDArray[np.float32]) -> Answers:

@@ -70,10 +70,6 @@ class Request:
     # The request's id, for the log and the answer.
     id: str = ""
 
-    def header(self, name: str) -> str | None:
-        """Return a header by its name in lower case."""
-        return self.headers.get(name)
-
 
 @dataclass(slots=True)
 class Response:

@@ -23,7 +23,7 @@ from linnet.inference.metrics import Metrics, ModelMetrics
 from linnet.inference.queueing import Waiting
 from linnet.inference.session import Session
 from linnet.inference.settings import ServeSettings
-from linnet.inference.v2 import Buffer, Renderer
+from linnet.inference.v2 import Buffer, Renderer, short
 from linnet.machine import available_cpus
 from linnet.release.opening import Release, open_release
 from linnet.release.samples import Sample, read_samples
@@ -214,14 +214,14 @@ class Models:
                     "models are still loading: try again in a moment", status=503, retry_after_s=1
                 )
             known = ", ".join(n for n, e in self._entries.items() if e.model) or "none"
-            raise RequestError(f"there is no model {_short(name)}: known are {known}", status=404)
+            raise RequestError(f"there is no model {short(name)}: known are {known}", status=404)
         if entry.model is None:
             raise RequestError(
                 f"{name} is still loading: try again in a moment", status=503, retry_after_s=1
             )
         if version is not None and version != entry.model.version:
             raise RequestError(
-                f"{name} has no version {_short(version)}: served is {entry.model.version}",
+                f"{name} has no version {short(version)}: served is {entry.model.version}",
                 status=404,
             )
         return entry.model
@@ -260,7 +260,7 @@ class Models:
         entry = self._entries.get(name)
         if entry is None:
             raise RequestError(
-                f"there is no model {_short(name)}: known are {', '.join(self._entries)}",
+                f"there is no model {short(name)}: known are {', '.join(self._entries)}",
                 status=404,
             )
         async with self._loading:
@@ -414,8 +414,3 @@ async def warm_up(parts: _Parts, engine: Engine, spec: Preprocessing, tolerance:
                 f"its sample {samples[worst].key!r} differ by {difference[worst]:.2g}, allowed is "
                 f"{tolerance:.2g}. Release the graph again, or raise warm_up_tolerance"
             )
-
-
-def _short(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 80 else f"{shown[:77]}…"

@@ -243,7 +243,8 @@ class Rest:
     def _authorize(self, request: Request) -> None:
         if self._token is None or request.path.startswith(("/v2/health/", "/metrics")):
             return
-        check_token(self._token, request.header("authorization"), request.header("x-api-key"))
+        headers = request.headers
+        check_token(self._token, headers.get("authorization"), headers.get("x-api-key"))
 
 
 def check_token(token: str, authorization: str | None, api_key: str | None) -> None:

@@ -5,7 +5,8 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,15 +54,13 @@ def serve(
         LinnetError: a release can't be served; says why.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    with tempfile.TemporaryDirectory(prefix="linnet-serve-") as scratch:
-        _run(_serve(releases, settings, connections, Path(scratch), ready))
-
-
-def _run(main: "asyncio.Future[None] | object") -> None:
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)  # type: ignore[arg-type]
+    with (
+        tempfile.TemporaryDirectory(prefix="linnet-serve-") as scratch,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_serve(releases, settings, connections, Path(scratch), ready))
 
 
 async def _serve(
@@ -123,7 +122,8 @@ async def _serve(
     http.draining = rest.draining = rpc.draining = True
     logger.info("stopping: no longer ready, finishing what was accepted")
     if settings.drain_wait_s and not hurry.is_set():
-        await _either(hurry, settings.drain_wait_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), settings.drain_wait_s)
     cut, _ = await asyncio.gather(
         http.drain(settings.drain_timeout_s), rpc.drain(settings.drain_timeout_s)
     )
@@ -133,24 +133,14 @@ async def _serve(
     logger.info("stopped")
 
 
-async def _listening(
-    listen: Callable[[str, int], "asyncio.Future[int] | object"], host: str, port: int
-) -> int:
+async def _listening(listen: Callable[[str, int], Awaitable[int]], host: str, port: int) -> int:
     try:
-        return await listen(host, port)  # type: ignore[misc,no-any-return]
+        return await listen(host, port)
     except OSError as error:
         raise ServeError(
             f"can't listen on {host}:{port} ({error}): choose another port or address, or stop "
             "what listens there"
         ) from error
-
-
-async def _either(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass
 
 
 def _http_limits(settings: ServeSettings) -> HttpLimits:

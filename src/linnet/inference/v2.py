@@ -145,15 +145,15 @@ def tensor_of(name: Any, datatype: Any, shape: Any) -> Tensor:
     if not isinstance(name, str):
         raise RequestError(f"an input's name is a {_kind(name)}, expected a string: {FORM}")
     if name not in (PIXELS, ENCODED):
-        raise RequestError(f"there is no input {_short(name)}: {FORM}")
+        raise RequestError(f"there is no input {short(name)}: {FORM}")
     if datatype not in ("UINT8", "BYTES"):
-        raise RequestError(f"input {name!r} is of datatype {_short(datatype)}: {FORM}")
+        raise RequestError(f"input {name!r} is of datatype {short(datatype)}: {FORM}")
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not 1 <= len(shape) <= 8:
-        raise RequestError(f"input {name!r} has the shape {_short(shape)}: {FORM}")
+        raise RequestError(f"input {name!r} has the shape {short(shape)}: {FORM}")
     for side in shape:
         if isinstance(side, bool) or not isinstance(side, int) or not 0 <= side < _MAX_DIMENSION:
             raise RequestError(
-                f"input {name!r} has the shape {_short(list(shape))}, expected whole numbers "
+                f"input {name!r} has the shape {short(list(shape))}, expected whole numbers "
                 f"from 0 to {_MAX_DIMENSION - 1}: {FORM}"
             )
     dimensions = tuple(shape)
@@ -284,7 +284,7 @@ def timeout_of(parameters: Mapping[str, Any]) -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout <= 0:
         raise RequestError(
-            f"the parameter timeout is {_short(timeout)}, expected microseconds, a whole number "
+            f"the parameter timeout is {short(timeout)}, expected microseconds, a whole number "
             "above 0"
         )
     return timeout / 1e6
@@ -298,7 +298,7 @@ def wanted_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in OUTPUTS:
-            raise RequestError(f"there is no output {_short(name)}: ask for {', '.join(OUTPUTS)}")
+            raise RequestError(f"there is no output {short(name)}: ask for {', '.join(OUTPUTS)}")
     if len(set(names)) < len(names):
         raise RequestError("an output is asked for twice: name each once")
 
@@ -434,7 +434,7 @@ def pixels_from_lists(tensor: Tensor, data: Any, limits: Limits) -> Pixels:
     if not raw:
         wrong = next(v for v in data if type(v) is not int or not 0 <= v <= 255)
         raise RequestError(
-            f"{where} has {_short(wrong)} in it: UINT8 takes whole numbers from 0 to 255"
+            f"{where} has {short(wrong)} in it: UINT8 takes whole numbers from 0 to 255"
         )
     return np.frombuffer(raw, np.uint8).reshape(tensor.shape)
 
@@ -506,7 +506,7 @@ def _from_binary(
         )
     if isinstance(size, bool) or not isinstance(size, int) or size != len(binary):
         raise RequestError(
-            f"{where} has binary_data_size {_short(size)}, and {len(binary)} bytes follow the "
+            f"{where} has binary_data_size {short(size)}, and {len(binary)} bytes follow the "
             "JSON: correct binary_data_size, the data or Inference-Header-Content-Length"
         )
     if tensor.datatype == "UINT8":
@@ -526,7 +526,7 @@ def _wanted(values: Mapping[str, Any], binary_by_default: Any) -> tuple[Wanted, 
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str):
             raise RequestError(f"an output has no name: ask for {', '.join(OUTPUTS)}")
-        parameters = parameters_of(output, f"output {_short(name)}")
+        parameters = parameters_of(output, f"output {short(name)}")
         asked = _flag(parameters.get("binary_data", binary), "binary_data")
         if parameters.get("classification"):
             raise RequestError(
@@ -540,7 +540,7 @@ def _wanted(values: Mapping[str, Any], binary_by_default: Any) -> tuple[Wanted, 
 
 def _flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise RequestError(f"the parameter {name} is {_short(value)}, expected true or false")
+        raise RequestError(f"the parameter {name} is {short(value)}, expected true or false")
     return value
 
 
@@ -560,9 +560,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "number")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return what a value looks like, cut to a length that fits a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-ALL_AS_RAW: Final = tuple(Wanted(name, True) for name in OUTPUTS)
