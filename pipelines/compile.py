@@ -12,10 +12,14 @@ from pathlib import Path
 
 from kfp import compiler
 
+from pipelines.search_and_release import search_and_release
 from pipelines.train_and_release import train_and_release
 
 SETTINGS = Path(__file__).parent / "settings"
-PIPELINES = {"train_and_release": train_and_release}
+PIPELINES = {
+    "train_and_release": train_and_release,
+    "search_and_release": search_and_release,
+}
 
 
 def compile_all(folder: Path) -> list[Path]:

@@ -20,6 +20,8 @@ WORKSPACE_CLAIM = "linnet-workspace"
 
 CREDENTIALS = "linnet-s3"
 CONNECTIONS = "linnet-connections"
+SEARCH = "linnet-search"
+SEARCH_KEYS = ("LINNET_SEARCH_STORAGE",)
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NEEDED_CONNECTIONS = ("MLFLOW_TRACKING_URI", "LINNET_RELEASE_ROOT")
 S3_CONNECTIONS = ("AWS_ENDPOINT_URL", "AWS_REGION")
@@ -48,6 +50,15 @@ def training(task: dsl.PipelineTask) -> dsl.PipelineTask:
     else:
         task.set_cpu_request("500m").set_memory_request("2Gi")
     return _connected(task)
+
+
+def searching(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Train as `training` does, and share trials in a database; they are no input, so no cache.
+
+    Without the Secret that names a database, workers share a file in the workspace.
+    """
+    kubernetes.use_secret_as_env(task, SEARCH, _same(SEARCH_KEYS), optional=True)
+    return training(task).set_caching_options(enable_caching=False)
 
 
 def deciding(task: dsl.PipelineTask) -> dsl.PipelineTask:

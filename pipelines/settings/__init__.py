@@ -6,7 +6,13 @@ from typing import Any
 from linnet.settings import RunSettings
 
 DIGITS = RunSettings.load(Path(__file__).with_name("digits.yaml"))
-# The sections of the built-in run: what a pipeline's parameters are when none are given.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    name: DIGITS.section(name) for name in RunSettings.model_fields if name != "model"
-}
+SEARCH = RunSettings.load(Path(__file__).with_name("digits_search.yaml"))
+
+
+def _sections(run: RunSettings) -> dict[str, dict[str, Any]]:
+    return {name: run.section(name) for name in RunSettings.model_fields if name != "model"}
+
+
+# The sections of the built-in runs: what a pipeline's parameters are when none are given.
+DEFAULTS = _sections(DIGITS)
+SEARCH_DEFAULTS = _sections(SEARCH)

@@ -27,7 +27,6 @@ from linnet.step_log import StepLog
 logger = logging.getLogger(__name__)
 
 Runner = Literal["process", "docker"]
-SECTIONS = ("ingest", "train", "export", "evaluate", "gate", "release")
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,10 @@ class RunResult:
             )
 
 
-def packaged_pipeline() -> Path:
-    """Return the compiled train-and-release pipeline that is shipped with the library."""
-    with resources.as_file(resources.files("linnet") / "packaged/train_and_release.yaml") as path:
+def packaged_pipeline(settings: RunSettings | None = None) -> Path:
+    """Return the compiled pipeline that is shipped with the library: with a space, a search's."""
+    name = "search_and_release" if settings and settings.search.space else "train_and_release"
+    with resources.as_file(resources.files("linnet") / f"packaged/{name}.yaml") as path:
         return path
 
 
@@ -97,7 +97,7 @@ def run(
     workspace = workspace.resolve()
     folder = workspace / "runs" / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     folder.mkdir(parents=True)
-    pipeline = pipeline or packaged_pipeline()
+    pipeline = pipeline or packaged_pipeline(settings)
     try:
         task = components.load_component_from_text(_without_retries(pipeline))
     except Exception as error:
@@ -105,12 +105,9 @@ def run(
             f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
         ) from error
     settings = with_absolute_paths(settings)
-    arguments: dict[str, Any] = {
-        "model": settings.model,
-        "source": settings.section("source"),
-        "workspace": str(workspace),
-    }
-    arguments |= {f"{name}_settings": settings.section(name) for name in SECTIONS}
+    given = settings.parameters() | {"workspace": str(workspace)}
+    taken = task.component_spec.inputs or {}
+    arguments = {name: value for name, value in given.items() if name in taken}
     local.init(
         runner=_containers(pipeline, workspace, settings)
         if runner == "docker"
@@ -149,12 +146,25 @@ def with_absolute_paths(settings: RunSettings) -> RunSettings:
     def absolute(place: str, names: tuple[str, ...] = ()) -> str:
         return place if place in names or "://" in place else str(Path(place).absolute())
 
+    def in_space(space: Any) -> Any:
+        if isinstance(space, list):
+            return [in_space(choice) for choice in space]
+        if not isinstance(space, dict):
+            return space
+        weights = space.get("weights")
+        if isinstance(weights, str):
+            return {**space, "weights": absolute(weights, ("hub", "none"))}
+        if isinstance(weights, list):
+            return {**space, "weights": [absolute(each, ("hub", "none")) for each in weights]}
+        return {name: in_space(below) for name, below in space.items()}
+
     source, train, release = settings.source, settings.train, settings.release
     root = None if release.root is None else absolute(release.root)
     return settings.model_copy(
         update={
             "source": source.model_copy(update={"uri": absolute(source.uri, ("digits",))}),
             "train": train.model_copy(update={"weights": absolute(train.weights, ("hub", "none"))}),
+            "search": settings.search.model_copy(update={"space": in_space(settings.search.space)}),
             "release": release.model_copy(update={"root": root}),
         }
     )

@@ -375,6 +375,16 @@ class RunSettings(Settings):
                 raise ValueError(str(error)) from error
         return self
 
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the pipelines by name; a pipeline takes those that it has."""
+        sections = [name for name in type(self).model_fields if name not in ("model", "source")]
+        return {
+            "model": self.model,
+            "source": self.section("source"),
+            "search_workers": list(range(1, self.search.workers + 1)),
+            **{f"{name}_settings": self.section(name) for name in sections},
+        }
+
     def section(self, name: str) -> dict[str, Any]:
         """Return one section as plain JSON values without nulls, as it travels to a step."""
         values: dict[str, Any] = _without_nulls(self.model_dump(mode="json")[name])

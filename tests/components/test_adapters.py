@@ -9,15 +9,18 @@ from unittest import mock
 import pytest
 from kfp import dsl
 
+from components.choose.component import choose
 from components.conclude.component import conclude
 from components.evaluate.component import evaluate
 from components.export.component import export
 from components.gate.component import gate
 from components.ingest.component import ingest
 from components.release.component import release
+from components.search.component import search
 from components.train.component import train
 from linnet.data.dataset import Dataset
 from linnet.release.bundle import open_release
+from linnet.settings import TrainSettings
 from linnet.stores.connections import Connections
 from linnet.stores.tracking import Tracker, open_client
 from tests.shades import TRAIN, write_shades
@@ -85,6 +88,22 @@ def test_ingest_reports_the_version_of_what_it_wrote(ran: SimpleNamespace) -> No
 def test_train_reports_what_its_metrics_artifact_holds(ran: SimpleNamespace) -> None:
     assert ran.macro_f1 == ran.metrics.metadata["val_macro_f1"]
     assert {"val_loss", "val_accuracy"} <= set(ran.metrics.metadata)
+
+
+def test_search_and_choose_find_settings_that_train_takes(ran: SimpleNamespace) -> None:
+    space = {"batch_size": [8.0, 16.0]}
+    settings = {"space": space, "trials": 2.0, "pruner": "none"}
+    workspace = str(ran.folder / "workspace")
+    ran_trials = search.python_func(ran.dataset, "shades", TRAIN, settings, 1, workspace)
+    page = dsl.HTML(uri=str(ran.folder / "search.html"))
+    found = dsl.Artifact(uri=str(ran.folder / "found"))
+    best = choose.python_func(
+        ran.dataset, "shades", TRAIN, settings, [ran_trials], workspace, found, page
+    )
+    assert ran_trials == 2
+    assert TrainSettings.parse(best).batch_size in (8, 16)
+    assert None not in best["whole"].values()
+    assert Path(page.path).read_text().startswith("<!doctype html>")
 
 
 def test_export_reports_a_small_difference(ran: SimpleNamespace) -> None:

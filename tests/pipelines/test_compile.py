@@ -64,6 +64,21 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     )
 
 
+def test_a_search_is_shared_by_workers_before_training(tmp_path: Path) -> None:
+    compile_all(tmp_path)
+    searching = Compiled(tmp_path / "search_and_release.yaml")
+    tasks = searching.tasks()
+    loop = next(task for name, task in tasks.items() if name.startswith("for-loop"))
+    assert loop["parameterIterator"]["items"]["inputParameter"].endswith("search_workers")
+    assert "choose" in tasks["train"]["dependentTasks"]
+    assert not any(tasks[name].get("cachingOptions", {}) for name in ("search", "choose"))
+    for step in ("search", "choose"):
+        secrets = searching.kubernetes(step)["secretAsEnv"]
+        assert "linnet-search" in [
+            secret["secretNameParameter"]["runtimeValue"]["constant"] for secret in secrets
+        ]
+
+
 def test_the_shipped_pipeline_is_fresh(tmp_path: Path) -> None:
     for file in compile_all(tmp_path):
         shipped = ROOT / "src/linnet/packaged" / file.name

@@ -326,7 +326,7 @@ def test_the_best_checkpoint_is_kept_when_the_loss_is_no_number_any_more(
 ) -> None:
     stage = {"epochs": 3, "lr": 1e30, "optimizer": "sgd"}
     with pytest.raises(
-        DivergedError, match="stage head, epoch [12], the best so far, is kept"
+        DivergedError, match=r"stage head, epoch [12], the best so far, is kept"
     ) as no:
         train(dataset, tmp_path, head={"epochs": 2, "lr": 0.01}, whole=stage)
     _, manifest = load_checkpoint(Path(str(no.value).rpartition(" ")[2]))
