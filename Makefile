@@ -22,7 +22,7 @@ PLATFORM = $(RUN) python -m manifests.install $(OVERLAY) --parts "$(PARTS)" \
 	--image-prefix $(IMAGE_PREFIX) --image-tag $(IMAGE_TAG) $(if $(THIRD_PARTY),--third-party $(THIRD_PARTY))
 
 .DEFAULT_GOAL := help
-.PHONY: help uv setup run test check format compile package protocol images services services-down \
+.PHONY: help uv setup run test check format compile package protocol images tools services services-down \
 	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform first-release images.txt clean
 
 help: ## Show this list
@@ -37,7 +37,7 @@ setup: uv ## Install everything that is locked into .venv
 run: setup ## Take pictures to a registered release: the digits, or SETTINGS=my.yaml
 	$(RUN) linnet run $(SETTINGS)
 
-test: setup services ## Run every test, with a real MinIO and PostgreSQL
+test: setup services tools ## Run every test, with a real MinIO and PostgreSQL
 	$(RUN) pytest $(PYTEST)
 
 check: setup ## Lint, check the format, the types and the direction of imports
@@ -66,6 +66,9 @@ images: ## Build the step images and the server's, tagged with this revision (IM
 			--build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) . \
 		|| exit 1; \
 	done
+
+tools: setup ## Build helm, promtool and kustomize for the tests, unless they are installed
+	$(RUN) python tests/manifests/tools.py
 
 services: setup ## Install and start MinIO and PostgreSQL for the tests
 	$(RUN) python tests/services/start.py
