@@ -13,7 +13,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -78,6 +78,20 @@ def packaged_settings() -> Path:
         return path
 
 
+def parameters_for(taken: Collection[str], settings: RunSettings) -> dict[str, Any]:
+    """Return the settings as a pipeline's parameters, those of them that it takes.
+
+    Raises:
+        SettingsError: a search is asked for, and the pipeline has none.
+    """
+    if settings.search.space and "search_settings" not in taken:
+        raise SettingsError(
+            "search.space is set, but this pipeline does not search: leave the space out, or take "
+            "the pipeline search_and_release"
+        )
+    return {name: value for name, value in settings.parameters().items() if name in taken}
+
+
 def run(
     settings: RunSettings,
     workspace: Path,
@@ -105,9 +119,8 @@ def run(
             f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
         ) from error
     settings = with_absolute_paths(settings)
-    given = settings.parameters() | {"workspace": str(workspace)}
-    taken = task.component_spec.inputs or {}
-    arguments = {name: value for name, value in given.items() if name in taken}
+    arguments = parameters_for(task.component_spec.inputs or {}, settings)
+    arguments["workspace"] = str(workspace)
     local.init(
         runner=_containers(pipeline, workspace, settings)
         if runner == "docker"
@@ -146,17 +159,12 @@ def with_absolute_paths(settings: RunSettings) -> RunSettings:
     def absolute(place: str, names: tuple[str, ...] = ()) -> str:
         return place if place in names or "://" in place else str(Path(place).absolute())
 
-    def in_space(space: Any) -> Any:
+    def in_space(space: Any, name: str = "") -> Any:
         if isinstance(space, list):
-            return [in_space(choice) for choice in space]
-        if not isinstance(space, dict):
-            return space
-        weights = space.get("weights")
-        if isinstance(weights, str):
-            return {**space, "weights": absolute(weights, ("hub", "none"))}
-        if isinstance(weights, list):
-            return {**space, "weights": [absolute(each, ("hub", "none")) for each in weights]}
-        return {name: in_space(below) for name, below in space.items()}
+            return [in_space(choice, name) for choice in space]
+        if isinstance(space, dict):
+            return {below: in_space(value, below) for below, value in space.items()}
+        return absolute(space, ("hub", "none")) if name == "weights" else space
 
     source, train, release = settings.source, settings.train, settings.release
     root = None if release.root is None else absolute(release.root)

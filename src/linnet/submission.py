@@ -23,7 +23,7 @@ from linnet.errors import (
     SettingsError,
 )
 from linnet.kubeflow import Kubeflow
-from linnet.launch import StepEvent, packaged_pipeline
+from linnet.launch import StepEvent, packaged_pipeline, parameters_for
 from linnet.settings import RunSettings
 from linnet.step_log import StepLog
 
@@ -171,7 +171,7 @@ def submit(
         SettingsError: a setting names a place that no pod can see, or the pipeline's file is wrong.
         KubeflowError: or a subclass: the server can't be reached or refuses.
     """
-    compiled = _compiled(pipeline, cache)
+    compiled = _compiled(pipeline or packaged_pipeline(settings), cache)
     body = _body(settings, compiled, parameters or {}, service_account)
     server.check_namespace()
     run_id = server.start(
@@ -212,7 +212,7 @@ def schedule(
             "month, month and day of the week, such as '0 3 * * 1'"
         )
     with_seconds = " ".join(fields if len(fields) == 6 else ["0", *fields])
-    compiled = _compiled(pipeline, cache)
+    compiled = _compiled(pipeline or packaged_pipeline(settings), cache)
     body = _body(settings, compiled, parameters or {}, service_account)
     server.check_namespace()
     made = server.schedule(
@@ -264,8 +264,8 @@ def follow(
         time.sleep(poll_s)
 
 
-def _compiled(path: Path | None, cache: bool) -> Pipeline:
-    compiled = Pipeline.load(path or packaged_pipeline())
+def _compiled(path: Path, cache: bool) -> Pipeline:
+    compiled = Pipeline.load(path)
     return compiled if cache else compiled.without_cache()
 
 
@@ -277,8 +277,7 @@ def _body(
 ) -> dict[str, Any]:
     """Return what a run and a recurring run have in common."""
     check_reachable(settings)
-    given = settings.parameters()
-    values = {name: value for name, value in given.items() if name in pipeline.parameters}
+    values = parameters_for(pipeline.parameters, settings)
     values |= parameters
     if unknown := sorted(values.keys() - pipeline.parameters.keys()):
         raise SettingsError(

@@ -11,6 +11,8 @@ from linnet.launch import (
     RunResult,
     StepEvent,
     _StepPrinter,
+    packaged_pipeline,
+    parameters_for,
     report_folder,
     run,
     with_absolute_paths,
@@ -109,3 +111,21 @@ def test_a_docker_that_does_not_answer_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "run without --runner docker" in done.stderr
+
+
+def test_a_space_chooses_the_pipeline_that_searches() -> None:
+    searching = RunSettings.parse({"search": {"space": {"batch_size": [8]}, "workers": 2}})
+    assert packaged_pipeline(searching).name == "search_and_release.yaml"
+    assert packaged_pipeline(RunSettings()).name == "train_and_release.yaml"
+    taken = ("model", "search_settings", "search_workers")
+    assert parameters_for(taken, searching)["search_workers"] == [1, 2]
+    with pytest.raises(SettingsError, match="this pipeline does not search"):
+        parameters_for(("model",), searching)
+
+
+def test_weights_in_a_space_mean_the_same_wherever_a_step_runs() -> None:
+    space = {"together": [{"weights": "w.pth"}, {"weights": "none"}], "weights": ["a.pth", "hub"]}
+    settings = RunSettings.parse({"search": {"space": space}})
+    here = with_absolute_paths(settings).search.space
+    assert here["weights"] == [str(Path("a.pth").absolute()), "hub"]
+    assert here["together"] == [{"weights": str(Path("w.pth").absolute())}, {"weights": "none"}]
