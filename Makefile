@@ -22,7 +22,7 @@ PLATFORM = $(RUN) python -m manifests.install $(OVERLAY) --parts "$(PARTS)" \
 	--image-prefix $(IMAGE_PREFIX) --image-tag $(IMAGE_TAG) $(if $(THIRD_PARTY),--third-party $(THIRD_PARTY))
 
 .DEFAULT_GOAL := help
-.PHONY: help uv setup run test check format compile package protocol images tools services services-down \
+.PHONY: help uv setup run test test-cluster check format compile package protocol images tools services services-down \
 	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform first-release images.txt clean
 
 help: ## Show this list
@@ -39,6 +39,9 @@ run: setup ## Take pictures to a registered release: the digits, or SETTINGS=my.
 
 test: setup services tools ## Run every test, with a real MinIO and PostgreSQL
 	$(RUN) pytest $(PYTEST)
+
+test-cluster: setup ## Run the tests of a real cluster, KUBECONFIG's, with the images at IMAGE_TAG
+	LINNET_IMAGE_PREFIX=$(IMAGE_PREFIX) LINNET_IMAGE_TAG=$(IMAGE_TAG) $(RUN) pytest -m cluster tests/cluster $(PYTEST)
 
 check: setup ## Lint, check the format, the types and the direction of imports
 	$(RUN) ruff check
