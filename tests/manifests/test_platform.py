@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from manifests.install.kubectl import InstallError, Object
 from manifests.install.waiting import explain, is_ready
 from tests.manifests.policies import Network, Pod
 from tests.manifests.schemas import pods, problems, unrestricted
-from tests.manifests.tools import BIN
+from tests.manifests.tools import BIN, find
 
 OVERLAYS = rendering.overlays()
 OURS = ("linnet-platform", "linnet-serving", "kubeflow")
@@ -286,6 +287,20 @@ def test_the_gateway_of_kind_is_at_the_port_that_kind_maps() -> None:
     proxy = next(one for one in rendered("kind") if one["kind"] == "EnvoyProxy")
     service = proxy["spec"]["provider"]["kubernetes"]["envoyService"]
     assert service["patch"]["value"]["spec"]["ports"][0]["nodePort"] == mapped
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    promtool = find("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not here: python tests/manifests/tools.py")
+    file = rendering.ROOT / "components" / "metrics" / "prometheus.yml"
+    done = subprocess.run(
+        [promtool, "check", "config", "--syntax-only", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_part_is_one_that_can_be_chosen() -> None:
