@@ -28,8 +28,11 @@ class Scripted:
         self.metrics_status = 200
         self._random = random.Random(11)
         self._metrics = Metrics()
-        self._counts = ModelMetrics(self._metrics, self.model, self.version, self.classes)
+        self._counts = ModelMetrics(
+            self._metrics, self.model, f"{self.model}/{self.version}", self.classes
+        )
         self._counts.ready.set(1)
+        self._of = (self.model, f"{self.model}/{self.version}")
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         if path == "/metrics":
@@ -59,6 +62,6 @@ class Scripted:
         index = self._random.choices(range(len(self.classes)), range(1, len(self.classes) + 1))[0]
         if self.wrong:
             index = 0
-        self._metrics.predictions.labels(self.model, self.version, self.classes[index]).inc()
+        self._metrics.predictions.labels(*self._of, self.classes[index]).inc()
         confidence = self._random.uniform(0.6, 1.0)
-        self._metrics.confidence.labels(self.model, self.version).observe(confidence)
+        self._metrics.confidence.labels(*self._of).observe(confidence)
