@@ -39,11 +39,13 @@ class Compiled:
         return found
 
 
-def compiled_with(folder: Path, **environment: str) -> Compiled:
+def compiled_with(
+    folder: Path, pipeline: str = "train_and_release", **environment: str
+) -> Compiled:
     command = [sys.executable, "-W", "ignore", "-m", "pipelines.compile", str(folder)]
     environment = {**os.environ, **environment}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-    return Compiled(folder / "train_and_release.yaml")
+    return Compiled(folder / f"{pipeline}.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +234,22 @@ def test_on_a_gpu_cluster_training_alone_has_one_gpu_on_a_gpu_node(gpu: Compiled
     assert (shared_memory["mountPath"], shared_memory["medium"]) == ("/dev/shm", "Memory")
     assert told["pvcMount"][0]["constant"] == "linnet-workspace"
     assert gpu.tasks()["train"]["retryPolicy"]["maxRetryCount"] == 3
+
+
+def test_on_a_gpu_cluster_a_search_has_what_training_has(tmp_path: Path) -> None:
+    compiled = compiled_with(tmp_path, "search_and_release", LINNET_OVERLAY="gpu-cluster")
+    for step in ("search", "train"):
+        accelerator = compiled.executor(step)["resources"]["accelerator"]
+        assert (accelerator["resourceType"], accelerator["resourceCount"]) == (
+            "nvidia.com/gpu",
+            "1",
+        )
+        told = compiled.kubernetes(step)
+        assert told["pvcMount"][0]["constant"] == "linnet-workspace"
+        assert told["nodeSelector"]
+        assert told["tolerations"]
+        assert told["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+        assert compiled.tasks()[step]["retryPolicy"]["maxRetryCount"] == 3
 
 
 def test_an_overlay_that_is_not_known_is_refused() -> None:
