@@ -30,7 +30,8 @@ def main(server: str, model: str, host: str, wait_s: str) -> int:
     tensor = {"name": "pictures", "datatype": "BYTES", "shape": [1], "data": [picture]}
     answer = json.loads(send(f"{url}/infer", host, {"inputs": [tensor]}))
     outputs = {output["name"]: output["data"] for output in answer["outputs"]}
-    print(json.dumps({name: outputs[name] for name in ("label", "score", "release")}))
+    told = {name: outputs[name] for name in ("label", "score", "release")}
+    print(json.dumps(told, ensure_ascii=False))
     total = sum(outputs["probabilities"])
     if answer["model_name"] != model or abs(total - 1) > 1e-3:
         print(f"expected an answer of {model} with probabilities of sum 1, got {total}: {answer}")
