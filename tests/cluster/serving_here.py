@@ -28,7 +28,9 @@ SECRETS = Kind("v1", "secrets")
 # Of the serving image; KServe allows no PYTHONPATH.
 SITE_PACKAGES = "/opt/linnet/lib/python3.11/site-packages"
 FAULTS = "linnet-test-faults"
-_FAULTY = Path(__file__).parent / "faulty" / "sitecustomize.py"
+_FAULTY = Path(__file__).parent / "faulty" / "linnet_faults.py"
+# Python imports what a .pth file in its site-packages says, when it starts.
+_FAULTY_HOOK = "linnet_faults.pth"
 
 
 def pictures() -> dict[str, bytes]:
@@ -107,7 +109,7 @@ class Model:
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": FAULTS},
-            "data": {_FAULTY.name: _FAULTY.read_text()},
+            "data": {_FAULTY.name: _FAULTY.read_text(), _FAULTY_HOOK: f"import {_FAULTY.stem}\n"},
         }
         if self.cluster.find(CONFIG_MAPS, FAULTS, namespace=NAMESPACE) is None:
             self.cluster.create(CONFIG_MAPS, faults, namespace=NAMESPACE)
@@ -146,9 +148,10 @@ class Model:
                         "volumeMounts": [
                             {
                                 "name": "faults",
-                                "mountPath": f"{SITE_PACKAGES}/{_FAULTY.name}",
-                                "subPath": _FAULTY.name,
+                                "mountPath": f"{SITE_PACKAGES}/{name}",
+                                "subPath": name,
                             }
+                            for name in (_FAULTY.name, _FAULTY_HOOK)
                         ],
                         "resources": {
                             "requests": {"cpu": "20m", "memory": "192Mi"},

@@ -1,4 +1,4 @@
-"""Faults for a server under test: mounted into its site-packages, by the release's version.
+"""Faults for a server under test: imported when Python starts, by the release's version.
 
 A version that ends with `-errors` answers half its requests with 500, `-slow` takes ten times as
 long as the others do, `-wrong` names another class with status 200. Others are left alone.
