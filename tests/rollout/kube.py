@@ -262,6 +262,10 @@ class Kube:
         for name in names:
             self._control_one(self.get(ISVC, name))
         self._clean(set(names))
+        for key in [key for key in self.objects if key[:2] == ROUTE]:
+            route = self.get(ROUTE, key[3])
+            if "isvc" not in (route["metadata"].get("labels") or {}):
+                self._keep(ROUTE, {**route, "status": _accepted(route["metadata"]["generation"])})
 
     def _control_one(self, service: Object) -> None:
         name, spec = service["metadata"]["name"], service["spec"]
@@ -337,13 +341,12 @@ class Kube:
         for name in (model, f"{model}-predictor"):
             before = self.objects.get((*ROUTE, NAMESPACE, name))
             generation = before["metadata"]["generation"] if before else 1
-            accepted = {"type": "Accepted", "status": "True", "observedGeneration": generation}
             self._keep(
                 ROUTE,
                 {
                     "metadata": {"name": name, "labels": {"isvc": model}},
                     "spec": {"rules": [{"backendRefs": refs}, {"backendRefs": refs}]},
-                    "status": {"parents": [{"conditions": [accepted]}]},
+                    "status": _accepted(generation),
                 },
             )
 
@@ -435,6 +438,11 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _accepted(generation: int) -> Object:
+    accepted = {"type": "Accepted", "status": "True", "observedGeneration": generation}
+    return {"parents": [{"conditions": [accepted]}]}
 
 
 def _service(model: str, predictor: Object) -> str:

@@ -19,13 +19,13 @@ from linnet.rollout.cluster import (
     Cluster,
     Object,
 )
+from linnet.rollout.route_split import CONFIGURATION
 from linnet.rollout.settings import RolloutSettings
 from linnet.rollout.traffic import Shown
 
 logger = logging.getLogger(__name__)
 
 CONTROLLER = "kserve-controller-manager"
-CONFIGURATION = "inferenceservice-config"
 # The first release whose canaries move traffic and wait for readiness.
 _OLDEST = (0, 21)
 

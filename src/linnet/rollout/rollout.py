@@ -39,6 +39,7 @@ from linnet.rollout.preflight import (
     require_service,
 )
 from linnet.rollout.prometheus import PrometheusEvidence
+from linnet.rollout.route_split import RouteSplit
 from linnet.rollout.seen import Replayed
 from linnet.rollout.settings import RolloutSettings
 from linnet.rollout.smoke import replay, smoke
@@ -202,7 +203,8 @@ class Rollouts:
 
     @cached_property
     def _traffic(self) -> Traffic:
-        return KServeCanary(self._cluster, self._model, self._settings, sleep=self._pause)
+        made = KServeCanary if self._settings.traffic == "canary" else RouteSplit
+        return made(self._cluster, self._model, self._settings, sleep=self._pause)
 
     @contextmanager
     def _leased(self) -> Iterator[None]:

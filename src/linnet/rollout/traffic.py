@@ -8,9 +8,9 @@ into the InferenceService: its labels and annotations would restart its pods.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from linnet.errors import RolloutError
 from linnet.rollout.cluster import (
@@ -22,8 +22,8 @@ from linnet.rollout.cluster import (
     Cluster,
     Object,
 )
-from linnet.rollout.pods import Trouble, trouble_of
 from linnet.rollout.settings import RolloutSettings
+from linnet.rollout.waiting import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class KServeCanary:
         self._model = model
         self._settings = settings
         self._namespace = settings.namespace
-        self._sleep = sleep
+        self._waits = Waits(cluster, model, settings, sleep)
         self.needs = tuple(
             Access(verb, kind, settings.namespace)
             for kind, verbs in (
@@ -136,8 +136,8 @@ class KServeCanary:
         if self._cluster.find(INFERENCE_SERVICES, self._model, namespace=self._namespace) is None:
             body = first_service(self._model, version, uri, self._settings)
             self._cluster.create(INFERENCE_SERVICES, body, namespace=self._namespace)
-        self._wait_ready(f"{self._model}-{version}-predictor", version)
-        self._wait_for_route({f"{self._model}-{version}-predictor": 100})
+        self._waits.ready(f"{self._model}-{version}-predictor", version)
+        self._waits.route({f"{self._model}-{version}-predictor": 100})
 
     def add(self, version: str, uri: str) -> None:
         """Add the candidate at 0 %, with the champion's own pod settings and its own release."""
@@ -154,7 +154,7 @@ class KServeCanary:
                 },
             }
             self._patch([_put("/spec/canary", [canary])])
-        self._wait_ready(f"{self._model}-{version}-predictor", version)
+        self._waits.ready(f"{self._model}-{version}-predictor", version)
 
     def set_weight(self, weight: int) -> None:
         """Set `trafficPercent`, and replicas in proportion; wait for the route and the pods.
@@ -178,9 +178,9 @@ class KServeCanary:
         )
         champion = self._backend(service["spec"]["predictor"])
         candidate = self._backend(canary["predictor"])
-        self._wait_for_route({champion.service: 100 - weight, candidate.service: weight})
+        self._waits.route({champion.service: 100 - weight, candidate.service: weight})
         if weight:
-            self._wait_ready(candidate.service, candidate.version)
+            self._waits.ready(candidate.service, candidate.version)
 
     def promote(self) -> None:
         """Rename the stable predictor to the candidate and remove the canary, in one patch.
@@ -191,7 +191,7 @@ class KServeCanary:
         service = self._service()
         if not service["spec"].get("canary"):
             champion = self._backend(service["spec"]["predictor"])
-            self._wait_alone(champion)
+            self._alone(champion)
             return
         canary = self._only_canary(service)
         champion = self._backend(service["spec"]["predictor"])
@@ -209,8 +209,8 @@ class KServeCanary:
                 {"op": "remove", "path": "/spec/canary"},
             ]
         )
-        self._wait_alone(candidate)
-        self._wait_gone(champion.service)
+        self._alone(candidate)
+        self._waits.gone(champion.service)
 
     def remove(self) -> None:
         """Set the weight to 0, wait until the route carries it, then remove the canary."""
@@ -226,12 +226,16 @@ class KServeCanary:
                     {"op": "remove", "path": "/spec/canary"},
                 ]
             )
-            self._wait_gone(candidate.service)
-        self._wait_alone(champion)
+            self._waits.gone(candidate.service)
+        self._alone(champion)
 
     def delete(self) -> None:
         """Delete the InferenceService."""
         self._cluster.delete(INFERENCE_SERVICES, self._model, namespace=self._namespace)
+
+    def _alone(self, backend: Backend) -> None:
+        self._waits.route({backend.service: 100})
+        self._waits.ready(backend.service, backend.version)
 
     def _service(self) -> Object:
         return self._cluster.get(INFERENCE_SERVICES, self._model, namespace=self._namespace)
@@ -261,89 +265,6 @@ class KServeCanary:
                 f"{self._model} and {version} make the label {label!r} of {len(label)} characters "
                 "in KServe, at most 63 are allowed: shorten the release's version"
             )
-
-    def _wait_ready(self, service: str, version: str) -> None:
-        """Wait until every replica of a Deployment is available.
-
-        Raises:
-            RolloutError: with the pods' own reason.
-        """
-        trouble: Trouble | None = None
-        for _ in self._polls(self._settings.ready_timeout_s):
-            deployment = self._cluster.find(DEPLOYMENTS, service, namespace=self._namespace)
-            if deployment is not None and _available(deployment):
-                return
-            trouble = self._trouble(service, deployment)
-            if trouble is not None and trouble.final:
-                break
-        words = trouble.words if trouble else "no reason is shown"
-        raise RolloutError(
-            f"{version} of {self._model} did not become ready within "
-            f"{self._settings.ready_timeout_s:.0f} s: {words}"
-        )
-
-    def _trouble(self, service: str, deployment: Object | None) -> Trouble | None:
-        pods = self._cluster.list(PODS, namespace=self._namespace, labels=f"app=isvc.{service}")
-        return trouble_of(pods, deployment, self._cluster_service())
-
-    def _cluster_service(self) -> Object | None:
-        return self._cluster.find(INFERENCE_SERVICES, self._model, namespace=self._namespace)
-
-    def _wait_for_route(self, weights: dict[str, int]) -> None:
-        """Wait until the gateway's routes carry these weights, and it had a moment to act on them.
-
-        Raises:
-            RolloutError: with the weights that are there.
-        """
-        found: dict[str, int] | None = None
-        for _ in self._polls(self._settings.settle_timeout_s):
-            routes = self._routes()
-            found = None
-            if routes and all(carries(route, weights) for route in routes):
-                self._sleep(self._settings.settle_s)
-                return
-            if routes:
-                found = weights_of(routes[0])
-        have = "none is there" if found is None else f"it has {_words(found)}"
-        candidates = [name for name, weight in weights.items() if weight]
-        troubles = [
-            trouble.words
-            for name in candidates
-            if (trouble := self._trouble(name, None)) is not None
-        ]
-        raise RolloutError(
-            f"the HTTPRoute {self._model} does not carry {_words(weights)} after "
-            f"{self._settings.settle_timeout_s:.0f} s, {have}"
-            + (f" ({'; '.join(troubles)})" if troubles else "")
-            + ": see KServe's controller and the gateway; KServe before 0.21 makes canaries "
-            "without moving traffic"
-        )
-
-    def _routes(self) -> list[Object]:
-        names = (self._model, f"{self._model}-predictor")
-        found = (self._cluster.find(HTTP_ROUTES, name, namespace=self._namespace) for name in names)
-        return [route for route in found if route is not None]
-
-    def _wait_alone(self, backend: Backend) -> None:
-        self._wait_for_route({backend.service: 100})
-        self._wait_ready(backend.service, backend.version)
-
-    def _wait_gone(self, service: str) -> None:
-        for _ in self._polls(self._settings.settle_timeout_s):
-            if self._cluster.find(DEPLOYMENTS, service, namespace=self._namespace) is None:
-                return
-        raise RolloutError(
-            f"the Deployment {service} is still there after {self._settings.settle_timeout_s:.0f} "
-            "s, though it gets no requests: see KServe's controller"
-        )
-
-    def _polls(self, timeout_s: float) -> Iterator[None]:
-        """Yield at once and then every `poll_s` until the time is over."""
-        deadline = time.monotonic() + timeout_s
-        yield
-        while time.monotonic() < deadline:
-            self._sleep(min(1.0, self._settings.analysis.poll_s))
-            yield
 
 
 def first_service(model: str, version: str, uri: str, settings: RolloutSettings) -> Object:
@@ -378,61 +299,6 @@ def first_service(model: str, version: str, uri: str, settings: RolloutSettings)
     }
 
 
-def weights_of(route: Object) -> dict[str, int]:
-    """Return the weights of a route's first rule with backends, by Service."""
-    for rule in route["spec"].get("rules") or ():
-        if rule.get("backendRefs"):
-            return _rule_weights(rule)
-    return {}
-
-
-def carries(route: Object, weights: dict[str, int]) -> bool:
-    """Return whether the gateway has taken a route whose every rule has exactly these weights.
-
-    A backend of weight 0 may be missing, and a single backend has all the traffic.
-    """
-    wanted = {name: weight for name, weight in weights.items() if weight}
-    rules = [rule for rule in route["spec"].get("rules") or () if rule.get("backendRefs")]
-    if not rules or any(_shares(_rule_weights(rule)) != _shares(wanted) for rule in rules):
-        return False
-    if len(weights) == 1 and any(len(rule["backendRefs"]) > 1 for rule in rules):
-        return False
-    return _accepted(route)
-
-
-def _rule_weights(rule: Object) -> dict[str, int]:
-    return {ref["name"]: int(ref.get("weight", 1)) for ref in rule["backendRefs"]}
-
-
-def _shares(weights: dict[str, int]) -> dict[str, float]:
-    total = sum(weights.values()) or 1
-    return {name: weight / total for name, weight in weights.items() if weight}
-
-
-def _accepted(route: Object) -> bool:
-    generation = route["metadata"].get("generation", 0)
-    parents: list[Any] = (route.get("status") or {}).get("parents") or []
-    return bool(parents) and all(
-        condition.get("status") == "True" and condition.get("observedGeneration", 0) >= generation
-        for parent in parents
-        for condition in parent.get("conditions") or ()
-        if condition.get("type") == "Accepted"
-    )
-
-
-def _available(deployment: Object) -> bool:
-    """Return whether every replica asked for is there, new and available, and no other."""
-    wanted = int(deployment["spec"].get("replicas", 1))
-    status = deployment.get("status") or {}
-    return (
-        wanted > 0
-        and int(status.get("observedGeneration", 0)) >= int(deployment["metadata"]["generation"])
-        and int(status.get("availableReplicas", 0)) >= wanted
-        and int(status.get("updatedReplicas", 0)) >= wanted
-        and int(status.get("replicas", 0)) == wanted
-    )
-
-
 def _replicas(service: Object) -> int:
     return int(service["spec"]["predictor"].get("minReplicas") or 1)
 
@@ -443,7 +309,3 @@ def _test(path: str, value: object) -> Object:
 
 def _put(path: str, value: object) -> Object:
     return {"op": "add", "path": path, "value": value}
-
-
-def _words(weights: dict[str, int]) -> str:
-    return ", ".join(f"{name} {weight} %" for name, weight in weights.items())
