@@ -21,9 +21,10 @@ KILLED_AT_UPDATE = 30
 
 def main() -> None:
     dataset, workspace = Path(sys.argv[1]), Path(sys.argv[2])
+    storage = os.environ.get("LINNET_SEARCH_STORAGE")
 
     def work() -> None:
-        run_trials(search(dataset, workspace, trials=6))
+        run_trials(search(dataset, workspace, trials=6, storage=storage))
 
     if sys.argv[3:] == ["together"]:
         children = [_child(work), _child(work)]
