@@ -1,5 +1,6 @@
 """The chart as `helm` renders it: valid, restricted, one owner per object, refused in words."""
 
+import io
 import json
 import os
 import re
@@ -14,22 +15,38 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from linnet.errors import RolloutError
 from linnet.inference.metrics import Metrics
 from linnet.rollout.cluster import Cluster
 from linnet.rollout.preflight import require_access
+from linnet.rollout.route_split import RouteSplit
 from linnet.rollout.settings import RolloutSettings
 from linnet.rollout.traffic import KServeCanary
 from tests.manifests import tools
+from tests.manifests.policies import Network, Pod
 from tests.manifests.schemas import Manifest, pods, problems, read, unrestricted
+from tests.serving.conftest import launch
+from tests.serving.tiny_release import write_release
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "linnet"
 TEMPLATES = sorted(path.stem for path in CHART.rglob("templates/**/*.yaml"))
+# What a platform does in its namespaces.
+DENY = {
+    "kind": "NetworkPolicy",
+    "metadata": {"namespace": "serving"},
+    "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+}
 # Namespace, API group, verb, resource.
 Asked = tuple[str, str, str, str]
-TEN = {"canary__version": "v2", "canary__trafficPercent": "10", "canary__minReplicas": "1"}
+TEN = {
+    "release__version": "v1",
+    "canary__version": "v2",
+    "canary__trafficPercent": "10",
+    "canary__minReplicas": "1",
+}
 CASES = ("", *sorted(path.name for path in (CHART / "ci").glob("*-values.yaml")))
 
 
@@ -189,31 +206,31 @@ def test_rollout_job_is_another_one_only_for_another_rollout() -> None:
     assert len(others) == 5
 
 
+def test_no_rollout_job_without_a_version() -> None:
+    assert [one for one in rendered("") if one["kind"] == "Job"] == []
+
+
 def test_rollout_job_ends_when_the_evidence_says_so() -> None:
     (job,) = kind("Job")
     rules = job["spec"]["podFailurePolicy"]["rules"]
     assert {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 3]}} in rules
 
 
-def test_rollout_rbac_is_what_a_rollout_asks_for() -> None:
-    allowed = _allowed("")
+@pytest.mark.parametrize(
+    ("case", "traffic"), [("", KServeCanary), ("route-values.yaml", RouteSplit)]
+)
+def test_rollout_rbac_is_what_a_rollout_asks_for(case: str, traffic: Any) -> None:
+    allowed = _allowed(case)
     asked: set[Asked] = set()
     settings = RolloutSettings(namespace="serving")
     with _reviews(allowed, asked) as cluster:
-        require_access(cluster, settings, KServeCanary(cluster, "flowers", settings).needs)
+        require_access(cluster, settings, traffic(cluster, "flowers", settings).needs)
     assert asked == allowed
     with (
         _reviews(allowed - {("serving", "", "list", "pods")}, set()) as cluster,
         pytest.raises(RolloutError, match="list pods in namespace serving"),
     ):
-        require_access(cluster, settings, KServeCanary(cluster, "flowers", settings).needs)
-
-
-def test_rollout_rbac_lets_a_route_of_its_own_be_made() -> None:
-    group = "gateway.networking.k8s.io"
-    assert _allowed("route-values.yaml") - _allowed("") == {
-        ("serving", group, verb, "httproutes") for verb in ("create", "patch", "delete")
-    }
+        require_access(cluster, settings, traffic(cluster, "flowers", settings).needs)
 
 
 def test_rollout_rbac_binds_to_the_job_alone() -> None:
@@ -297,18 +314,53 @@ def test_dashboards_are_whole() -> None:
             assert all('model=~"$model"' in target["expr"] for target in panel["targets"])
 
 
-def test_networkpolicy_lets_the_gateway_and_prometheus_in_and_the_store_out() -> None:
-    models, rollout, test = kind("NetworkPolicy", case="rollout-values.yaml")
-    spec = models["spec"]
-    assert spec["podSelector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": "roses"}
-    assert spec["policyTypes"] == ["Ingress", "Egress"]
-    requests, metrics = spec["ingress"]
-    assert {port["port"] for port in requests["ports"]} == {8080, 8081}
-    assert {"podSelector": {"matchLabels": {"app": "page"}}} in requests["from"]
+def test_dashboards_ask_what_prometheus_understands(tmp_path: Path) -> None:
+    asked = [
+        target["expr"].replace("$__rate_interval", "5m")
+        for path in CHART.glob("files/dashboards/*.json")
+        for panel in json.loads(path.read_text("utf-8"))["panels"]
+        for target in panel["targets"]
+    ]
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(asked)]
+    path = tmp_path / "panels.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}), "utf-8")
+    done = subprocess.run(
+        [_tool("promtool"), "check", "rules", path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_networkpolicy_lets_through_what_is_needed_and_no_more() -> None:
+    network = Network.of([*rendered("rollout-values.yaml"), DENY])
+    (job,) = kind("Job", case="rollout-values.yaml")
+    (request,) = kind("Pod", case="rollout-values.yaml")
+    model = Pod("serving", (("serving.kserve.io/inferenceservice", "roses"),))
+    rollout = Pod("serving", tuple(job["spec"]["template"]["metadata"]["labels"].items()))
+    test = Pod("serving", tuple(request["metadata"]["labels"].items()))
+    gateway, store = Pod("envoy-gateway-system"), Pod.named("linnet-platform", "minio")
+    prometheus, page = Pod.named("monitoring", "prometheus"), Pod("serving", (("app", "page"),))
+    assert all(network.lets(gateway, model, port) for port in (8080, 8081))
+    assert network.lets(prometheus, model, 8080)
+    assert network.lets(Pod("kube-system"), model, 9999) is False
+    assert network.lets(Pod("default"), model, 8080) is False
+    assert network.lets(prometheus, model, 8081) is False
+    assert network.lets(model, store, 9000)
+    assert network.lets(model, Pod("default"), 443) is False
+    assert network.lets(test, model, 8080)
+    assert network.lets(test, gateway, 80)
+    assert network.lets(rollout, store, 9000)
+    assert network.lets(rollout, prometheus, 9090)
+    assert network.lets(rollout, Pod("outside"), 6443)
+    assert network.lets(gateway, rollout, 8080) is False
+    (models, *_) = kind("NetworkPolicy", case="rollout-values.yaml")
+    requests, metrics = models["spec"]["ingress"]
+    assert {"podSelector": {"matchLabels": dict(page.labels)}} in requests["from"]
     assert {"ipBlock": {"cidr": "10.0.0.1/32"}} in metrics["from"]
-    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 9000]
-    assert "ingress" not in rollout["spec"]
-    assert "ingress" not in test["spec"]
+
+
+def test_networkpolicy_finds_the_pods_of_a_route_of_its_own() -> None:
+    policies = kind("NetworkPolicy", case="route-values.yaml", networkPolicy__enabled="true")
+    assert policies[0]["spec"]["podSelector"] == {"matchLabels": {"linnet/model": "flowers"}}
 
 
 def test_poddisruptionbudget_lets_a_lonely_pod_go() -> None:
@@ -319,23 +371,40 @@ def test_poddisruptionbudget_lets_a_lonely_pod_go() -> None:
     }
 
 
+GATEWAY = "http://gateway.envoy-gateway-system.svc"
+PREDICTOR = "flowers-v1-predictor.serving.svc"
+ROSES = ("roses", "roses-serving.example.com")
+
+
 @pytest.mark.parametrize(
-    ("case", "server", "host"),
+    ("case", "values", "asked"),
     [
-        ("", "http://flowers-v1-predictor.serving.svc", "flowers-v1-predictor.serving.svc"),
-        ("rollout-values.yaml", "http://gateway.envoy-gateway-system", "roses-serving.example.com"),
-        (
-            "knative-values.yaml",
-            "http://flowers-predictor.serving.svc",
-            "flowers-predictor.serving.svc",
-        ),
+        ("", {}, [GATEWAY, "flowers", "flowers-serving.example.com"]),
+        ("", {"gateway__address": ""}, [f"http://{PREDICTOR}", "flowers", PREDICTOR]),
+        ("rollout-values.yaml", {}, ["http://gateway.gateways", *ROSES]),
+        ("by-hand-values.yaml", {}, [GATEWAY, "flowers", "flowers.example.org"]),
     ],
 )
-def test_request_asks_the_gateway_or_the_predictor(case: str, server: str, host: str) -> None:
-    (pod,) = kind("Pod", case=case)
-    model = "roses" if "roses" in host else "flowers"
-    assert pod["spec"]["containers"][0]["command"][2:] == [server, model, host, "120"]
+def test_request_asks_the_gateway_or_the_predictor(
+    case: str, values: dict[str, str], asked: list[str]
+) -> None:
+    (pod,) = kind("Pod", case=case, **values)
+    assert pod["spec"]["containers"][0]["command"][2:] == [*asked, "120"]
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+
+
+def test_request_gets_an_answer_of_a_real_server(tmp_path: Path) -> None:
+    samples = {"a.png": png()}
+    server = launch(tmp_path, write_release(tmp_path / "releases", samples))
+    try:
+        asked = _request(server.url, "flowers", "localhost", "60")
+        assert (asked.returncode, asked.stderr) == (0, "")
+        assert json.loads(asked.stdout)["release"] == ["flowers/v1"]
+        absent = _request(server.url, "roses", "localhost", "0")
+        assert absent.returncode == 1
+        assert "/v2/models/roses (Host: localhost) is not ready after 0 s" in absent.stdout
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
@@ -343,10 +412,12 @@ def test_request_asks_the_gateway_or_the_predictor(case: str, server: str, host:
     [
         ({"relase__version": "v2"}, "relase"),
         ({"release__version": "V2"}, "release/version"),
+        ({"rollout__enabled": "false"}, "release.version is empty"),
+        ({"gateway__address": ""}, "whom to ask"),
         ({"release__root": "/mnt/releases"}, "release/root"),
         ({"images__tag": "latest"}, "images/tag"),
         ({"mode": "RawDeployment"}, "mode"),
-        ({"mode": "Knative"}, "rollout.enabled=false"),
+        ({"mode": "Knative"}, "rollout.enabled=false and go by"),
         ({"knative__canaryTrafficPercent": "10"}, "belongs to mode Knative"),
         (TEN, "candidates come by release.version"),
         ({**TEN, "rollout__enabled": "false", "mode": "Knative"}, "belongs to mode Standard"),
@@ -391,6 +462,9 @@ def rendered(case: str, **values: str) -> list[Manifest]:
 
 
 def kind(name: str, case: str = "", **values: str) -> list[Manifest]:
+    """The objects of a kind, in a case or with v1 to be served."""
+    if not case:
+        values = {"release__version": "v1", **values}
     return [one for one in rendered(case, **values) if one["kind"] == name]
 
 
@@ -417,6 +491,17 @@ def _values(case: str) -> list[str]:
 def _groups() -> list[Any]:
     (rules,) = (one for one in kind("ConfigMap") if "flowers.yaml" in one["data"])
     return list(yaml.safe_load(rules["data"]["flowers.yaml"])["groups"])
+
+
+def _request(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CHART / "files" / "request.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _allowed(case: str) -> set[Asked]:

@@ -12,6 +12,12 @@
 {{- else if not (kindIs "invalid" $percent) -}}
   {{- fail (printf "knative.canaryTrafficPercent=%v belongs to mode Knative, KServe ignores it in mode Standard: set mode=Knative, or release.version with rollout.enabled=true" $percent) -}}
 {{- end -}}
+{{- if not (or $v.rollout.enabled $v.release.version) -}}
+  {{- fail "release.version is empty, and with rollout.enabled=false the chart serves the one that it names: set it" -}}
+{{- end -}}
+{{- if not (or $v.gateway.address $v.release.version) -}}
+  {{- fail "gateway.address and release.version are both empty: helm test would not know whom to ask, set one" -}}
+{{- end -}}
 {{- if and $v.rollout.enabled $v.canary -}}
   {{- fail (printf "canary.version=%s: with rollout.enabled=true candidates come by release.version; set rollout.enabled=false to move the weight by hand" $v.canary.version) -}}
 {{- end -}}

@@ -30,9 +30,17 @@ app.kubernetes.io/component: {{ .component }}
 linnet-rollout-{{ .Values.release.model }}
 {{- end }}
 
+{{- define "linnet.byRoute" -}}
+{{- if eq (get .Values.rollout.settings "traffic" | default "canary") "route" }}yes{{ end -}}
+{{- end }}
+
 {{/* Pods of the model, of the champion and the candidate alike. */}}
 {{- define "linnet.pods" -}}
+{{- if include "linnet.byRoute" . -}}
+linnet/model: {{ .Values.release.model }}
+{{- else -}}
 serving.kserve.io/inferenceservice: {{ .Values.release.model }}
+{{- end }}
 {{- end }}
 
 {{- define "linnet.pullSecrets" -}}
@@ -64,5 +72,17 @@ seccompProfile: {type: RuntimeDefault}
 {{ lookup "serving.kserve.io/v1beta1" "InferenceService" .Release.Namespace .Values.release.model | default dict | toJson }}
 {{- else -}}
 {}
+{{- end -}}
+{{- end }}
+
+{{/* The version that serves; empty where Helm can't ask, or nothing does. */}}
+{{- define "linnet.shown" -}}
+{{- if not (include "linnet.byRoute" .) -}}
+{{ dig "spec" "predictor" "name" "" (include "linnet.live" . | fromJson) }}
+{{- else if .Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1" -}}
+{{- $route := lookup "gateway.networking.k8s.io/v1" "HTTPRoute" .Release.Namespace .Values.release.model | default dict -}}
+{{- $rule := dig "spec" "rules" list $route | first | default dict -}}
+{{- $backend := get $rule "backendRefs" | default list | first | default dict -}}
+{{ get $backend "name" | trimPrefix (printf "%s-" .Values.release.model) | trimSuffix "-predictor" }}
 {{- end -}}
 {{- end }}
