@@ -13,9 +13,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from linnet.rollout.cluster import CONFIG_MAPS, INFERENCE_SERVICES, Cluster, Kind
+from linnet.rollout.cluster import CONFIG_MAPS, HTTP_ROUTES, INFERENCE_SERVICES, Cluster, Kind
 from linnet.stores.connections import Connections
 from linnet.stores.objects import open_store
+from manifests.install.kubectl import Kubectl
 from tests.serving.photographs import opened
 from tests.serving.tiny_release import write_release
 
@@ -27,6 +28,10 @@ ROOT = "s3://linnet/releases"
 SECRETS = Kind("v1", "secrets")
 # Of the serving image; KServe allows no PYTHONPATH.
 SITE_PACKAGES = "/opt/linnet/lib/python3.11/site-packages"
+SMALL = {
+    "requests": {"cpu": "20m", "memory": "192Mi"},
+    "limits": {"cpu": "1", "memory": "512Mi"},
+}
 FAULTS = "linnet-test-faults"
 _FAULTY = Path(__file__).parent / "faulty" / "linnet_faults.py"
 # Python imports what a .pth file in its site-packages says, when it starts.
@@ -81,6 +86,21 @@ def store_connections(cluster: Cluster, endpoint: str, workspace: Path) -> Conne
     return Connections.from_environment(workspace, environ)
 
 
+def small_runtime(kubectl: Kubectl) -> str:
+    """Make a ServingRuntime like ours for small machines, and return its name."""
+    ours = kubectl.get("clusterservingruntime", "linnet", "default")
+    assert ours is not None
+    [container] = ours["spec"]["containers"]
+    runtime = {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ServingRuntime",
+        "metadata": {"name": "linnet-small", "namespace": NAMESPACE},
+        "spec": {**ours["spec"], "containers": [{**container, "resources": SMALL}]},
+    }
+    kubectl.apply([runtime])
+    return "linnet-small"
+
+
 @dataclass
 class Model:
     """A model of its own for one test: its releases, its champion and its host name."""
@@ -119,6 +139,9 @@ class Model:
 
     def remove(self) -> None:
         self.cluster.delete(INFERENCE_SERVICES, self.name, namespace=NAMESPACE)
+        self.cluster.delete(HTTP_ROUTES, self.name, namespace=NAMESPACE)
+        for version in ("v1", "v2"):
+            self.cluster.delete(INFERENCE_SERVICES, f"{self.name}-{version}", namespace=NAMESPACE)
         self.cluster.delete(CONFIG_MAPS, f"linnet-rollout-{self.name}", namespace=NAMESPACE)
 
     def _service(self, version: str, replicas: int) -> dict[str, Any]:
@@ -153,10 +176,7 @@ class Model:
                             }
                             for name in (_FAULTY.name, _FAULTY_HOOK)
                         ],
-                        "resources": {
-                            "requests": {"cpu": "20m", "memory": "192Mi"},
-                            "limits": {"cpu": "1", "memory": "512Mi"},
-                        },
+                        "resources": SMALL,
                     },
                 }
             },

@@ -22,12 +22,14 @@ from linnet.rollout.settings import RolloutSettings
 from linnet.rollout.traffic import KServeCanary
 from linnet.stores.connections import Connections
 from linnet.stores.registry import Registry
+from manifests.install.kubectl import Kubectl
 from tests.cluster.load import Load
 from tests.cluster.serving_here import (
     GATEWAY,
     NAMESPACE,
     Model,
     request_body,
+    small_runtime,
     store_connections,
 )
 
@@ -206,6 +208,29 @@ def test_no_request_is_lost_while_pods_are_deleted(model: Model) -> None:
         requests.until(300)
     logger.info("a pod of each side deleted at 50 %%; %s", requests.words())
     assert requests.lost == []
+
+
+def test_a_first_release_and_the_next_one_go_out_by_a_route_of_ours(
+    kubectl: Kubectl, cluster: Cluster, connections: Connections, tmp_path: Path
+) -> None:
+    model = Model(f"t{uuid.uuid4().hex[:6]}", cluster, connections, tmp_path / "releases")
+    by_route = {"traffic": "route", "runtime": small_runtime(kubectl), "mirror_percent": 50}
+    try:
+        first = rollouts(model, **by_route).start(model.release("v1"))
+        assert (first.phase, first.champion) == ("done", None)
+        with load(model) as requests:
+            requests.until(300)
+            record = rollouts(model, **by_route).start(model.release("v2"))
+            requests.until(max(300, LEAST_REQUESTS - requests.sent))
+        logger.info("by a route of ours; %s", requests.words())
+        assert record.phase == "done"
+        assert requests.lost == []
+        assert set(requests.answered) == {release_of(model, one) for one in ("v1", "v2")}
+    except BaseException:
+        show(model)
+        raise
+    finally:
+        model.remove()
 
 
 @pytest.mark.skipif(

@@ -360,14 +360,15 @@ class Rollouts:
             self._traffic.set_weight(weight)
             record = replace(record, weight=weight, window=self._open_window(record))
         judgement, record = self._judged(record)
+        ends: dict[str, Phase] = {"abort": "aborting", "done": "promoting"}
+        if judgement.verdict in ends:
+            record = replace(record, phase=ends[judgement.verdict], reason=judgement.reason)
         checks = tuple(asdict(check) for check in judgement.checks)
         record = self._noted(record, judgement.verdict, judgement.reason, checks=checks)
+        if judgement.verdict in ends:
+            return record
         if judgement.verdict == "advance":
             return self._advance(record, judgement.weight)
-        if judgement.verdict == "abort":
-            return self._against(record, judgement.reason)
-        if judgement.verdict == "done":
-            return self._noted(replace(record, phase="promoting"), "promote", judgement.reason)
         if judgement.overdue:
             raise RolloutError(
                 f"{record.candidate} stays at {weight} %: {judgement.reason}. `linnet rollout "
@@ -424,7 +425,7 @@ class Rollouts:
         if shown.candidate is not None:
             self._traffic.add(record.candidate, record.candidate_uri)
         self._traffic.promote()
-        return self._finished(replace(record, weight=100), record.reason or "all checks passed")
+        return self._finished(replace(record, weight=100), record.reason)
 
     def _finished(self, record: Record, reason: str) -> Record:
         """Move the registry's aliases and close the record."""
