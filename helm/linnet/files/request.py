@@ -1,6 +1,6 @@
 """Ask the model about a made picture over V2 and check the answer's form; run by `helm test`.
 
-    request.py SERVER MODEL HOST WAIT_S
+Arguments: the server's address, the model, the host name to ask for, seconds to wait until ready.
 """
 
 import base64
