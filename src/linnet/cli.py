@@ -289,10 +289,11 @@ def search(
 
     Killed, it goes on when started again; started several times, the processes share the trials.
     """
+    wanted = _settings(settings, overrides)
+    # After the settings, because this imports torch, and a wrong space is told at once.
     from linnet.training.search import Search, run_trials
     from linnet.training.search_report import conclude
 
-    wanted = _settings(settings, overrides)
     about = Search(
         dataset, wanted.train, wanted.search, wanted.model, workspace, _connections(workspace)
     )
