@@ -11,7 +11,6 @@ from tests.rollout.conftest import MODEL, URI, fast
 from tests.rollout.kube import DEPLOYMENT, ISVC, Kube
 
 Connect = Callable[..., Cluster]
-V2_ALL = {"flowers-v1-predictor": 0, "flowers-v2-predictor": 100}
 
 
 def route(*rules: dict[str, int], generation: int = 3, observed: int = 3) -> dict[str, Any]:
@@ -93,15 +92,16 @@ def test_a_promotion_is_refused_when_another_one_changed_the_canary(
 ) -> None:
     kube.serve(MODEL, "v1")
 
-    def interfere(_: float) -> None:
-        service = kube.get(ISVC, MODEL)
-        for canary in service["spec"].get("canary", ()):
-            if canary["trafficPercent"] == 100 and kube.weights(MODEL) == V2_ALL:
-                canary["trafficPercent"] = 30
-                kube.put(ISVC, service)
+    def interfere(seconds: float) -> None:
+        """Set another weight while the gateway is given its moment after 100 %."""
+        if seconds == settings.settle_s:
+            service = kube.get(ISVC, MODEL)
+            service["spec"]["canary"][0]["trafficPercent"] = 30
+            kube.put(ISVC, service)
 
-    KServeCanary(connect(), MODEL, fast()).add("v2", f"{URI}/v2")
-    traffic = KServeCanary(connect(), MODEL, fast(), sleep=interfere)
+    settings = fast(settle_s=0.5)
+    KServeCanary(connect(), MODEL, settings).add("v2", f"{URI}/v2")
+    traffic = KServeCanary(connect(), MODEL, settings, sleep=interfere)
     with pytest.raises(ClusterError, match=r"testing value /spec/canary/0/trafficPercent failed"):
         traffic.promote()
     assert kube.get(ISVC, MODEL)["spec"]["predictor"]["name"] == "v1"
