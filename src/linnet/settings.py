@@ -266,6 +266,13 @@ class SearchSettings(Settings):
     seed: int = Field(42, ge=0, description="seed of the draws")
 
 
+# YAML reads a bare `off` as false.
+OptionalPrecision = Annotated[
+    Literal["off", "auto", "required"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+
+
 class ExportSettings(Settings):
     """How the checkpoint becomes an ONNX graph, and how closely it must agree."""
 
@@ -277,6 +284,62 @@ class ExportSettings(Settings):
         1e-3, gt=0.0, description="largest difference of a probability, torch against ONNX Runtime"
     )
     min_label_agreement: Fraction = Field(1.0, description="share of equal labels that is needed")
+    int8: OptionalPrecision = Field(
+        "off",
+        description="a quantized graph; auto: it serves if it is as good and faster here; "
+        "required: an error if it is not",
+    )
+    int8_calibration_pictures: Annotated[int, Field(ge=32)] = Field(
+        128, description="training pictures that the ranges of int8 are measured on"
+    )
+    int8_max_accuracy_loss: float = Field(
+        0.005, gt=0.0, lt=1.0, description="int8's accuracy on validation must fall by less"
+    )
+
+
+class DecisionSettings(Settings):
+    """How probabilities become answers: thresholds fitted on the validation split."""
+
+    aim: Literal["none", "f1", "balanced_accuracy", "recall_at_precision", "cost"] = Field(
+        "none",
+        description="what thresholds are best at on validation; none: the most probable class; "
+        "f1: of `positive`, or the mean over more than two classes; recall_at_precision: the most "
+        "recall of `positive` where its precision is at least `precision`",
+    )
+    positive: str | None = Field(
+        None, description="the class that is looked for, of two; null: the second"
+    )
+    precision: float = Field(
+        0.9, gt=0.0, le=1.0, description="precision that aim recall_at_precision needs"
+    )
+    cost: dict[str, dict[str, Annotated[float, Field(ge=0.0)]]] = Field(
+        default_factory=dict,
+        description="for aim cost, {true class: {answer: cost}}; others cost 1, right ones 0",
+    )
+    fewest_pictures: Count = Field(
+        10,
+        description="a class with fewer validation pictures keeps its threshold; of two classes, "
+        "an error",
+    )
+    coverage: float | None = Field(
+        None, gt=0.0, le=1.0, description="abstain so that this share of validation is answered"
+    )
+    abstain_below: Fraction | None = Field(
+        None, description="abstain from answers with a lower probability"
+    )
+
+    @property
+    def changes_answers(self) -> bool:
+        """Return whether answers differ from the most probable class."""
+        return self.aim != "none" or self.coverage is not None or self.abstain_below is not None
+
+    @model_validator(mode="after")
+    def _one_way_to_abstain(self) -> Self:
+        if self.coverage is not None and self.abstain_below is not None:
+            raise ValueError("coverage and abstain_below both say when to abstain: set one of them")
+        if self.cost and self.aim != "cost":
+            raise ValueError(f"cost is given, but aim is {self.aim}: set aim: cost")
+        return self
 
 
 class EvaluateSettings(Settings):
@@ -289,6 +352,7 @@ class EvaluateSettings(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="level of the intervals")
     calibration_bins: Annotated[int, Field(ge=2)] = Field(15, description="bins of the ECE")
     mistakes: int = Field(24, ge=0, description="most confident mistakes shown as pictures")
+    decision: DecisionSettings = DecisionSettings()
     seed: int = Field(42, ge=0, description="seed of the resampling")
 
 

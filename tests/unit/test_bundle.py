@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 from linnet.errors import ReleaseError, ReleaseExistsError, StoreFullError
+from linnet.evaluation.evaluate import evaluate
+from linnet.evaluation.gate import gate
+from linnet.inference.answers import Rule
+from linnet.inference.local import LocalModel
 from linnet.inference.predict import Predictions
 from linnet.inference.session import Session
 from linnet.release.bundle import (
@@ -21,7 +25,7 @@ from linnet.release.bundle import (
     sample_rows,
 )
 from linnet.release.samples import read_samples
-from linnet.settings import GateSettings, ReleaseSettings
+from linnet.settings import DecisionSettings, EvaluateSettings, GateSettings, ReleaseSettings
 from linnet.stores.objects import sha256_of
 from tests.release_parts import write_dataset, write_graph, write_report
 
@@ -253,3 +257,22 @@ def test_without_a_root_the_error_names_the_setting(parts: Path) -> None:
             model="colours",
             settings=ReleaseSettings(),
         )
+
+
+def test_a_release_carries_the_thresholds_that_its_report_is_of(tmp_path: Path) -> None:
+    graph, dataset = write_graph(tmp_path / "graph"), write_dataset(tmp_path / "dataset")
+    decision = DecisionSettings(aim="f1", fewest_pictures=1, coverage=0.75)
+    settings = EvaluateSettings(bootstrap_samples=100, decision=decision)
+    measured = evaluate(graph, dataset, tmp_path / "measured", settings, model="colours")
+    gate(graph, dataset, tmp_path / "measured", tmp_path / "report", GateSettings(), champion=None)
+    released = _release(tmp_path, tmp_path / "releases", sample_pictures=12)
+    opened = open_release(released.uri, scratch=tmp_path)
+    assert set(opened.manifest["thresholds"]) == {"blue", "green", "red"}
+    assert Rule.of(opened.manifest) == measured.rule
+    pictures = [sample.encoded for sample in read_samples(opened.samples_path)]
+    labels = measured.rule.labels(
+        np.stack([sample.probabilities for sample in read_samples(opened.samples_path)])
+    )
+    answers = LocalModel(opened).predict(pictures)
+    assert [answer.label for answer in answers] == [measured.classes[label] for label in labels]
+    assert any(answer.abstain for answer in answers)

@@ -272,3 +272,21 @@ def test_a_damaged_champion_is_an_error_and_writes_nothing(parts: Path, tmp_path
     with pytest.raises(GraphError, match="can't load"):
         judged(parts, tmp_path / "gated", Champion(path, manifest))
     assert not (tmp_path / "gated").exists()
+
+
+def test_the_champion_answers_by_its_own_thresholds(parts: Path, tmp_path: Path) -> None:
+    path, manifest = write_champion(tmp_path, classes=("red", "green", "blue"))
+    always_red = manifest | {"thresholds": {"red": 1e-6, "green": 0.5, "blue": 0.499999}}
+    decision = gate(
+        parts / "graph",
+        parts / "dataset",
+        parts / "report",
+        tmp_path / "gated",
+        GateSettings(),
+        champion=Champion(path, always_red),
+    )
+    found = Report.load(tmp_path / "gated").comparison
+    assert decision.decision == "release"
+    assert isinstance(found, Comparison)
+    assert found.champion_accuracy == pytest.approx(1 / 3)
+    assert found.metrics["balanced_accuracy"] == pytest.approx(1 / 3)

@@ -59,10 +59,14 @@ def bin_of(confidences: Floats, bins: int) -> NDArray[np.int64]:
     return np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
-def reliability(labels: Labels, probabilities: Floats, *, bins: int) -> tuple[Bin, ...]:
-    """Return how often the predicted class is right, by confidence."""
-    confidences = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
+def reliability(
+    labels: Labels, probabilities: Floats, *, bins: int, predicted: Labels | None = None
+) -> tuple[Bin, ...]:
+    """Return how often the answer is right, by its probability; null: the most probable class."""
+    if predicted is None:
+        predicted = probabilities.argmax(axis=1)
+    confidences = probabilities[np.arange(len(labels)), predicted].astype(np.float64)
+    right = predicted == labels
     at = bin_of(confidences, bins)
     counts = np.bincount(at, minlength=bins)
     confidence = np.bincount(at, weights=confidences, minlength=bins)

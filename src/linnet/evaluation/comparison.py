@@ -62,11 +62,11 @@ def compare(
     confidence: float = 0.95,
     seed: int = 42,
 ) -> Comparison:
-    """Compare two models' probabilities [N, C], in one class order, on the same N pictures.
+    """Compare two models' scores [N, C], in one class order, on the same N pictures.
 
     Args:
         labels: index of the true class, int64 [N].
-        candidate: the new model's probabilities.
+        candidate: the new model's probabilities, weighed by its thresholds: the largest answers.
         champion: the present one's.
         classes: names in the order of the columns.
         name: what the champion is called, such as its version.

@@ -13,8 +13,11 @@ import linnet
 from linnet.data.dataset import Dataset
 from linnet.errors import EvaluationError
 from linnet.evaluation import metrics
-from linnet.evaluation.calibration import Floats, reliability
-from linnet.evaluation.report import Mistake, Report, write
+from linnet.evaluation.calibration import Labels, reliability
+from linnet.evaluation.report import Mistake, Report
+from linnet.evaluation.thresholds import Thresholds, thresholds
+from linnet.evaluation.writing import write
+from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions, predict_split
 from linnet.inference.session import Graph, GraphManifest
 from linnet.settings import EvaluateSettings, Split
@@ -39,7 +42,8 @@ def evaluate(
     opened, data = Graph(graph), Dataset.open(dataset)
     check_same_dataset(opened.manifest, data)
     predictions = predict_split(opened, data, SPLIT, batch_size=settings.batch_size)
-    report = measured(predictions, opened.manifest, data, settings, model=model)
+    fitted = _thresholds(opened, data, predictions, settings)
+    report = measured(predictions, opened.manifest, data, settings, model=model, fitted=fitted)
     pictures = pictures_of(data, (mistake.key for mistake in report.mistakes))
     write(destination, report, predictions, pictures)
     log.info("%s", report.headline())
@@ -71,6 +75,16 @@ def check_same_dataset(graph: GraphManifest, dataset: Dataset) -> None:
         )
 
 
+def _thresholds(
+    graph: Graph, dataset: Dataset, test: Predictions, settings: EvaluateSettings
+) -> Thresholds | None:
+    """Fit the decision on the graph's own answers to the validation split, if one is asked for."""
+    if not settings.decision.changes_answers:
+        return None
+    validation = predict_split(graph, dataset, "val", batch_size=settings.batch_size)
+    return thresholds(validation, test, dataset.classes, settings.decision)
+
+
 def measured(
     predictions: Predictions,
     graph: GraphManifest,
@@ -78,9 +92,12 @@ def measured(
     settings: EvaluateSettings,
     *,
     model: str,
+    fitted: Thresholds | None = None,
 ) -> Report:
-    """Return the report of these predictions."""
+    """Return the report of these predictions, answered by the fitted thresholds."""
     labels, probabilities = predictions.labels, predictions.probabilities
+    rule = Rule() if fitted is None else fitted.rule(dataset.classes)
+    predicted = rule.labels(probabilities)
     trained = np.array([dataset.counts["train"].get(name, 0) for name in dataset.classes])
     prior = trained / trained.sum()
     return Report(
@@ -91,14 +108,23 @@ def measured(
         pictures=len(labels),
         prior=tuple(prior.tolist()),
         confidence=settings.confidence,
-        metrics=metrics.headlines(labels, probabilities, prior=prior, settings=settings),
-        per_class=tuple(metrics.per_class(labels, probabilities, dataset.classes)),
-        confusion=tuple(map(tuple, metrics.confusion(labels, probabilities).tolist())),
-        calibration=reliability(labels, probabilities, bins=settings.calibration_bins),
+        metrics=metrics.headlines(
+            labels, probabilities, prior=prior, settings=settings, predicted=predicted
+        ),
+        per_class=tuple(
+            metrics.per_class(labels, probabilities, dataset.classes, predicted=predicted)
+        ),
+        confusion=tuple(
+            map(tuple, metrics.confusion(labels, probabilities, predicted=predicted).tolist())
+        ),
+        calibration=reliability(
+            labels, probabilities, bins=settings.calibration_bins, predicted=predicted
+        ),
         roc=_overall_roc(predictions, dataset.classes),
         parity=graph.parity,
         temperature=graph.temperature,
-        mistakes=_mistakes(predictions, dataset.classes, settings.mistakes),
+        mistakes=_mistakes(predictions, predicted, dataset.classes, settings.mistakes),
+        thresholds=fitted,
         settings=settings.model_dump(),
         provenance=_provenance(graph, dataset),
     )
@@ -133,10 +159,11 @@ def _overall_roc(predictions: Predictions, classes: tuple[str, ...]) -> metrics.
     )
 
 
-def _mistakes(predictions: Predictions, classes: tuple[str, ...], most: int) -> tuple[Mistake, ...]:
+def _mistakes(
+    predictions: Predictions, predicted: Labels, classes: tuple[str, ...], most: int
+) -> tuple[Mistake, ...]:
     """Return the wrong answers with the highest confidence first."""
-    probabilities: Floats = predictions.probabilities
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    confidence = predictions.probabilities[np.arange(len(predicted)), predicted]
     wrong = np.flatnonzero(predicted != predictions.labels)
     ranked = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     return tuple(

@@ -15,7 +15,9 @@ from linnet.errors import EvaluationError
 from linnet.evaluation.comparison import Comparison, Incomparable, compare
 from linnet.evaluation.evaluate import SPLIT, check_same_dataset, pictures_of
 from linnet.evaluation.metrics import Scorer, label
-from linnet.evaluation.report import Check, Decision, Report, load_predictions, write
+from linnet.evaluation.report import Check, Decision, Report, load_predictions
+from linnet.evaluation.writing import write
+from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions, predict_split
 from linnet.inference.session import Graph, Session
 from linnet.settings import LOWER_IS_BETTER, EvaluateSettings, GateSettings, Metric
@@ -214,12 +216,18 @@ def _compared(
             f"the report's predictions are not of the test pictures of {dataset.path}: "
             "evaluate the graph on this dataset first"
         )
-    scores = Scorer(answers.labels, answers.probabilities, bins=settings.calibration_bins)
+    rule = Rule.of({**manifest, "classes": report.classes})
+    scores = Scorer(
+        answers.labels,
+        answers.probabilities,
+        bins=settings.calibration_bins,
+        predicted=rule.labels(answers.probabilities),
+    )
     measured = {metric: float(value[0]) for metric, value in scores.measure().items()}
     return compare(
         predictions.labels,
-        predictions.probabilities,
-        answers.probabilities,
+        report.rule.weighed(predictions.probabilities),
+        rule.weighed(answers.probabilities),
         classes=report.classes,
         name=name,
         metrics={

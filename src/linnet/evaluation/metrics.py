@@ -66,7 +66,12 @@ class RocCurve:
 
 
 def headlines(
-    labels: Labels, probabilities: Floats, *, prior: Floats, settings: EvaluateSettings
+    labels: Labels,
+    probabilities: Floats,
+    *,
+    prior: Floats,
+    settings: EvaluateSettings,
+    predicted: Labels | None = None,
 ) -> dict[Metric, Headline]:
     """Measure the predictions, with a plain bootstrap over pictures behind each interval.
 
@@ -78,12 +83,13 @@ def headlines(
         probabilities: [N, C], rows summing to 1.
         prior: [C], summing to 1.
         settings: resamples, level, bins and seed.
+        predicted: index of each answer, int64 [N]; null: the most probable class.
 
     Raises:
         EvaluationError: no pictures, or probabilities that are not finite.
     """
     _check(labels, probabilities)
-    scorer = Scorer(labels, probabilities, bins=settings.calibration_bins)
+    scorer = Scorer(labels, probabilities, bins=settings.calibration_bins, predicted=predicted)
     naive = Scorer(
         labels, np.tile(prior, (len(labels), 1)), bins=settings.calibration_bins
     ).measure()
@@ -95,10 +101,16 @@ def headlines(
     }
 
 
-def per_class(labels: Labels, probabilities: Floats, classes: tuple[str, ...]) -> list[ClassRow]:
+def per_class(
+    labels: Labels,
+    probabilities: Floats,
+    classes: tuple[str, ...],
+    *,
+    predicted: Labels | None = None,
+) -> list[ClassRow]:
     """Return precision, recall, F1 and areas of each class against the rest."""
-    table = confusion(labels, probabilities)
-    support, predicted, right = table.sum(axis=1), table.sum(axis=0), table.diagonal()
+    table = confusion(labels, probabilities, predicted=predicted)
+    support, answers, right = table.sum(axis=1), table.sum(axis=0), table.diagonal()
     ones = np.ones((1, len(labels)))
     rows = []
     for index, name in enumerate(classes):
@@ -107,10 +119,10 @@ def per_class(labels: Labels, probabilities: Floats, classes: tuple[str, ...]) -
             ClassRow(
                 name=name,
                 support=int(support[index]),
-                predicted=int(predicted[index]),
-                precision=_ratio(right[index], predicted[index]),
+                predicted=int(answers[index]),
+                precision=_ratio(right[index], answers[index]),
                 recall=_ratio(right[index], support[index]),
-                f1=_ratio(2 * right[index], support[index] + predicted[index]),
+                f1=_ratio(2 * right[index], support[index] + answers[index]),
                 roc_auc=_or_none(roc[0]),
                 pr_auc=_or_none(pr[0]),
             )
@@ -124,10 +136,12 @@ def label(name: Metric) -> str:
     return " ".join(words)
 
 
-def confusion(labels: Labels, probabilities: Floats) -> NDArray[np.int64]:
+def confusion(
+    labels: Labels, probabilities: Floats, *, predicted: Labels | None = None
+) -> NDArray[np.int64]:
     """Return counts [C, C]: row the true class, column the predicted one."""
     classes = probabilities.shape[1]
-    cells = labels * classes + probabilities.argmax(axis=1)
+    cells = labels * classes + (probabilities.argmax(axis=1) if predicted is None else predicted)
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
@@ -160,10 +174,13 @@ def precision_recall_curve(
 class Scorer:
     """Every metric of one set of predictions, under any weighting of its pictures."""
 
-    def __init__(self, labels: Labels, probabilities: Floats, *, bins: int) -> None:
+    def __init__(
+        self, labels: Labels, probabilities: Floats, *, bins: int, predicted: Labels | None = None
+    ) -> None:
         count, classes = probabilities.shape
-        predicted = probabilities.argmax(axis=1)
-        confidence = probabilities.max(axis=1)
+        if predicted is None:
+            predicted = probabilities.argmax(axis=1)
+        confidence = probabilities[np.arange(count), predicted]
         right = predicted == labels
         self.pictures = count
         self.classes = classes

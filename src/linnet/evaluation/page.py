@@ -60,6 +60,7 @@ class Confusion:
 def render(report: Report, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
     """Return the page; `pictures` are the mistakes' encoded bytes by key."""
     roc, pr = _curves(report, predictions)
+    lines = _threshold_curves(report)
     text: str = (
         _environment()
         .get_template("report.html.j2")
@@ -68,6 +69,8 @@ def render(report: Report, predictions: Predictions, pictures: Mapping[str, byte
             about=ABOUT,
             roc=roc,
             pr=pr,
+            thresholds=lines,
+            thresholds_marks=[(at, curve.colour) for curve, at in lines],
             confusions=_confusions(report),
             matrix=_matrix(report),
             numbered=len(report.classes) <= NUMBERED_CLASSES,
@@ -90,9 +93,14 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["signed"] = _signed
     environment.filters["share"] = _share
     environment.filters["words"] = metrics.label
     return environment
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -119,6 +127,49 @@ def _curves(report: Report, predictions: Predictions) -> tuple[list[Curve], list
         roc.append(Curve(row.name, _pairs(points.fpr, points.tpr), colour, _number(row.roc_auc)))
         pr.append(Curve(row.name, _pairs(recall, precision), colour, _number(row.pr_auc)))
     return _quiet_first(roc), _quiet_first(pr)
+
+
+def _threshold_curves(report: Report) -> list[tuple[Curve, float]]:
+    """Return lines over a class's threshold, each with its colour and where the threshold lies.
+
+    Of two classes: the precision, recall and aim of the one looked for. Of more: the aim, of the
+    classes whose threshold moved most.
+    """
+    fitted = report.thresholds
+    if fitted is None or fitted.thresholds is None:
+        return []
+    chosen = fitted.thresholds
+    if len(report.classes) == 2:
+        (curve,) = fitted.curves
+        highest = max(1.0, *curve.value)
+        precision = [
+            (at, value)
+            for at, value in zip(curve.threshold, curve.precision, strict=True)
+            if value is not None
+        ]
+        drawn = [
+            Curve("precision", precision, 1, ""),
+            Curve("recall", _pairs(curve.threshold, curve.recall), 2, ""),
+        ]
+        if fitted.aim != "recall_at_precision":
+            value = _pairs(curve.threshold, (value / highest for value in curve.value))
+            drawn.append(Curve(fitted.words, value, 3, ""))
+        return [(line, chosen[curve.name]) for line in drawn]
+    highest = max(1.0, *(max(curve.value) for curve in fitted.curves))
+    even = 1 / len(report.classes)
+    ranked = sorted(fitted.curves, key=lambda curve: -abs(np.log(chosen[curve.name] / even)))
+    return [
+        (
+            Curve(
+                curve.name,
+                _pairs(curve.threshold, (value / highest for value in curve.value)),
+                colour,
+                _number(chosen[curve.name]),
+            ),
+            chosen[curve.name],
+        )
+        for colour, curve in enumerate(ranked[:COLOURS], start=1)
+    ]
 
 
 def _coloured(report: Report) -> dict[int, int]:

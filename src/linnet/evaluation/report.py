@@ -1,20 +1,19 @@
 """The report of a graph on the test split: `report.json`, `predictions.parquet`, `report.html`."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from linnet.errors import EvaluationError
 from linnet.evaluation.calibration import Bin
 from linnet.evaluation.comparison import ClassChange, Comparison, Incomparable
 from linnet.evaluation.metrics import ClassRow, Headline, RocCurve
-from linnet.folders import written_whole
+from linnet.evaluation.thresholds import ThresholdCurve, Thresholds
+from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
 from linnet.inference.session import Parity
 from linnet.settings import Metric
@@ -85,9 +84,15 @@ class Report:
     mistakes: tuple[Mistake, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any]
+    thresholds: Thresholds | None = None
     comparison: Comparison | Incomparable | None = None
     gate: Decision | None = None
     kind: str = field(default=KIND)
+
+    @property
+    def rule(self) -> Rule:
+        """Return how this model's probabilities become answers."""
+        return Rule() if self.thresholds is None else self.thresholds.rule(self.classes)
 
     @property
     def majority(self) -> str:
@@ -154,28 +159,6 @@ class Report:
             raise EvaluationError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
 
 
-def write(
-    destination: Path,
-    report: Report,
-    predictions: Predictions,
-    pictures: Mapping[str, bytes],
-) -> None:
-    """Write the report's folder whole, `report.json` last.
-
-    `pictures` are the encoded pictures of the mistakes, by key.
-
-    Raises:
-        StoreError: `destination` is taken or can't be written.
-    """
-    from linnet.evaluation.page import render
-
-    with written_whole(destination, MANIFEST) as folder:
-        _write_predictions(folder / PREDICTIONS, predictions)
-        (folder / PAGE).write_text(render(report, predictions, pictures), encoding="utf-8")
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
 def load_predictions(folder: Path) -> Predictions:
     """Read the predictions behind a report.
 
@@ -195,17 +178,6 @@ def load_predictions(folder: Path) -> Predictions:
         raise EvaluationError(f"{path} can't be read ({error}): {_AGAIN}") from error
 
 
-def _write_predictions(path: Path, predictions: Predictions) -> None:
-    table = pa.table(
-        {
-            "key": pa.array(predictions.keys, pa.string()),
-            "label": pa.array(predictions.labels, pa.int64()),
-            "probabilities": pa.array(list(predictions.probabilities), pa.list_(pa.float32())),
-        }
-    )
-    pq.write_table(table, path)
-
-
 def _parsed(values: dict[str, Any]) -> dict[str, Any]:
     comparison, gate = values["comparison"], values["gate"]
     return {
@@ -219,6 +191,7 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
         "roc": _parsed_roc(values["roc"]),
         "parity": Parity(**values["parity"]),
         "mistakes": tuple(Mistake(**mistake) for mistake in values["mistakes"]),
+        "thresholds": _parsed_thresholds(values.get("thresholds")),
         "comparison": None if comparison is None else _parsed_comparison(comparison),
         "gate": None
         if gate is None
@@ -229,6 +202,19 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
 def _parsed_roc(values: dict[str, Any]) -> RocCurve:
     fpr, tpr, threshold = (tuple(values[axis]) for axis in ("fpr", "tpr", "threshold"))
     return RocCurve(values["of"], fpr, tpr, threshold)
+
+
+def _parsed_thresholds(values: dict[str, Any] | None) -> Thresholds | None:
+    if values is None:
+        return None
+    curves = tuple(
+        ThresholdCurve(
+            row["name"],
+            *(tuple(row[axis]) for axis in ("threshold", "value", "precision", "recall")),
+        )
+        for row in values["curves"]
+    )
+    return Thresholds(**{**values, "kept": tuple(values["kept"]), "curves": curves})
 
 
 def _parsed_comparison(values: dict[str, Any]) -> Comparison | Incomparable:

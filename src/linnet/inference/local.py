@@ -6,7 +6,7 @@ from pathlib import Path
 from linnet.client import Answer
 from linnet.data.preprocessing import Preprocessing, prepare_many
 from linnet.errors import SourceError
-from linnet.inference.answers import Judge
+from linnet.inference.answers import Rule
 from linnet.inference.session import Session
 from linnet.machine import available_cpus
 from linnet.release.opening import Release
@@ -24,7 +24,8 @@ class LocalModel:
     def __init__(self, release: Release) -> None:
         digest = release.manifest["files"][release.graph_path.name]["sha256"]
         self.release = f"{release.model}/{release.version}"
-        self._judge = Judge(release.manifest["classes"], release.manifest.get("thresholds"))
+        self._classes = release.manifest["classes"]
+        self._rule = Rule.of(release.manifest)
         self._preprocessing = Preprocessing.from_json(release.manifest["preprocessing"])
         self._session = Session(release.graph_path, sha256=digest)
 
@@ -39,10 +40,10 @@ class LocalModel:
             prepared = prepare_many(
                 pictures[start : start + BATCH], self._preprocessing, threads=available_cpus()
             )
-            judged = self._judge.answer(self._session.predict(prepared))
+            judged = self._rule.answer(self._session.predict(prepared))
             answers += [
                 Answer(
-                    label=self._judge.classes[best],
+                    label=self._classes[best],
                     score=float(score),
                     abstain=bool(abstain),
                     release=self.release,

@@ -15,7 +15,7 @@ import numpy as np
 
 from linnet.data.preprocessing import Preprocessing, prepare, prepare_pixels
 from linnet.errors import LinnetError, PictureError, ReleaseError, RequestError
-from linnet.inference.answers import Answers, Judge
+from linnet.inference.answers import Answers, Rule
 from linnet.inference.batch_size import BatchSize, measure
 from linnet.inference.engine import Decoders, Engine, Pixels, Prepare
 from linnet.inference.memory import Memory
@@ -84,7 +84,7 @@ class ServedModel:
         self.waiting = waiting
         self._engine = engine
         self._memory = memory
-        self._judge = Judge(self.classes, manifest.get("thresholds"))
+        self._rule = Rule.of(manifest)
 
     async def answer(self, *, pixels: Pixels | None, encoded: Sequence[Buffer] | None) -> Answers:
         """Answer decoded pictures [N, H, W, 3] or encoded ones.
@@ -100,7 +100,7 @@ class ServedModel:
                 probabilities = await self._engine.prepare_and_classify(
                     self._resizes(pixels) if pixels is not None else self._decodes(encoded or ())
                 )
-        answers = self._judge.answer(probabilities)
+        answers = self._rule.answer(probabilities)
         self.metrics.answered(answers)
         return answers
 

@@ -26,6 +26,7 @@ from linnet.errors import (
 from linnet.evaluation.evaluate import pictures_of
 from linnet.evaluation.report import MANIFEST as REPORT
 from linnet.evaluation.report import PAGE, Report, load_predictions
+from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
 from linnet.inference.session import INPUT, MODEL, OUTPUT, GraphManifest
 from linnet.release.opening import KIND, SAMPLES, Release, open_release, read_manifest
@@ -273,7 +274,7 @@ def _published(
                 shutil.copyfile(graph / MODEL, folder / MODEL)
                 shutil.copyfile(report / REPORT, folder / REPORT)
                 shutil.copyfile(report / PAGE, folder / PAGE)
-                _write_samples(folder / SAMPLES, pictures, report, settings.sample_pictures)
+                _write_samples(folder / SAMPLES, pictures, report, judged.rule, settings)
                 contents = _manifest(folder, version, judged, manifest)
                 text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -305,7 +306,9 @@ def _manifest(folder: Path, version: str, report: Report, graph: GraphManifest) 
         "classes": list(graph.classes),
         "preprocessing": graph.preprocessing.to_json(),
         "temperature": graph.temperature,
-        "thresholds": None,
+        "precision": graph.served_precision,
+        "thresholds": None if report.thresholds is None else report.thresholds.thresholds,
+        "abstain_below": report.rule.abstain_below,
         "input": {"name": INPUT, "dtype": "UINT8", "shape": [-1, side, side, 3]},
         "output": {"name": OUTPUT, "dtype": "FP32", "shape": [-1, len(graph.classes)]},
         "files": {
@@ -325,10 +328,12 @@ def _manifest(folder: Path, version: str, report: Report, graph: GraphManifest) 
     }
 
 
-def _write_samples(path: Path, dataset: Dataset, report: Path, count: int) -> None:
+def _write_samples(
+    path: Path, dataset: Dataset, report: Path, rule: Rule, settings: ReleaseSettings
+) -> None:
     """Write some test pictures with their labels and the graph's probabilities, for warm-up."""
     predictions = load_predictions(report)
-    chosen = sample_rows(predictions, count)
+    chosen = sample_rows(predictions, settings.sample_pictures, rule=rule)
     encoded = pictures_of(dataset, (predictions.keys[row] for row in chosen))
     write_samples(
         path,
@@ -344,10 +349,10 @@ def _write_samples(path: Path, dataset: Dataset, report: Path, count: int) -> No
     )
 
 
-def sample_rows(predictions: Predictions, count: int) -> list[int]:
+def sample_rows(predictions: Predictions, count: int, *, rule: Rule | None = None) -> list[int]:
     """Return rows of at most `count` pictures: rightly answered first, the classes in turn."""
     labels = predictions.labels
-    right = predictions.probabilities.argmax(axis=1) == labels
+    right = (rule or Rule()).labels(predictions.probabilities) == labels
     order = np.lexsort((np.arange(len(labels)), ~right))
     by_class = [[int(row) for row in order if labels[row] == label] for label in np.unique(labels)]
     in_turn = chain.from_iterable(zip_longest(*by_class))

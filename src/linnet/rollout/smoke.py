@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from linnet.errors import ClusterUnreachableError, RolloutError
+from linnet.inference.answers import Rule
 from linnet.release.samples import Sample
 from linnet.rollout.cluster import PODS, Cluster
 from linnet.rollout.pods import is_ready
@@ -38,11 +39,12 @@ def smoke(
     *,
     model: str,
     namespace: str,
+    rule: Rule | None = None,
 ) -> list[str]:
     """Ask every ready pod of a candidate every sample and return what is wrong; nothing is good.
 
-    An answer is right when it comes from this release, names the recorded class, and its
-    probabilities are the recorded ones.
+    An answer is right when it comes from this release, names the class that its `rule` makes of the
+    recorded probabilities (null: the most probable), and its probabilities are the recorded ones.
     """
     pods = ready_pods(cluster, candidate, namespace=namespace)
     if not pods:
@@ -55,7 +57,8 @@ def smoke(
             except (RolloutError, ClusterUnreachableError) as error:
                 problems.append(str(error))
                 break
-            problem = _difference(told, sample, classes, f"{model}/{candidate.version}")
+            expected = classes[int((rule or Rule()).labels(sample.probabilities[None])[0])]
+            problem = _difference(told, sample, expected, f"{model}/{candidate.version}")
             if problem:
                 problems.append(f"pod {pod}: {problem}")
     return problems
@@ -143,8 +146,7 @@ def ask(cluster: Cluster, pod: str, sample: Sample, *, model: str, namespace: st
         ) from error
 
 
-def _difference(told: Told, sample: Sample, classes: Sequence[str], release: str) -> str | None:
-    expected = classes[int(sample.probabilities.argmax())]
+def _difference(told: Told, sample: Sample, expected: str, release: str) -> str | None:
     if told.release != release:
         return f"{told.release} answered, expected {release}"
     if told.label != expected:
