@@ -269,6 +269,18 @@ def test_the_chance_of_a_false_abort_is_shared_by_all_checks_of_all_windows() ->
     assert needed_evidence(RolloutSettings(dark=False, steps=(100,))) == 700
 
 
+def test_what_only_looks_slower_than_at_another_time_does_not_hold_at_100_percent() -> None:
+    def slow(requests: int) -> Answered:
+        return side(requests, seconds=histogram(0.2, of=requests))
+
+    few = seen(slow(15), side(15))
+    assert check(decided(50, few), "p50").verdict == "hold"
+    passed = check(decided(100, few), "p50")
+    assert passed.verdict == "advance"
+    assert passed.words.endswith("so only proof counts")
+    assert decided(100, seen(slow(300))).verdict == "abort"
+
+
 @pytest.mark.parametrize("steps", [[], [10, 50], [50, 10, 100], [10, 10, 100], [0, 100]])
 def test_steps_that_do_not_ascend_to_100_are_refused(steps: list[int]) -> None:
     with pytest.raises(SettingsError, match="steps"):
