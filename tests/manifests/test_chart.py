@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def test_every_pod_is_restricted_pinned_and_bounded(case: str) -> None:
             assert not container["image"].endswith(":latest")
             assert container["resources"].keys() == {"requests", "limits"}
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_version_is_the_project_s() -> None:
+    (chart,) = read(CHART / "Chart.yaml")
+    assert chart["appVersion"] == version("linnet")
 
 
 def test_the_cases_render_every_template() -> None:
