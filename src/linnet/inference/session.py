@@ -22,6 +22,7 @@ from linnet.machine import available_cpus
 KIND = "linnet/graph/v1"
 MANIFEST = "graph.json"
 MODEL = "model.onnx"
+FP32_MODEL = "model.fp32.onnx"
 INPUT = "pictures"
 OUTPUT = "probabilities"
 
@@ -40,7 +41,11 @@ class Parity:
 
 @dataclass(frozen=True)
 class GraphManifest:
-    """What `graph.json` says about the `model.onnx` beside it."""
+    """What `graph.json` says about the `model.onnx` beside it.
+
+    `parity` is of the fp32 graph, which is `model.fp32.onnx` where int8 serves; `precision` says
+    which of them serves and why, `profile` what it costs. Older graphs have neither.
+    """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
@@ -57,6 +62,8 @@ class GraphManifest:
     ir_version: int
     parity: Parity
     calibration: dict[str, float] | None = None
+    precision: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None
     linnet: str = ""
     kind: str = field(default=KIND)
 
@@ -96,6 +103,11 @@ class GraphManifest:
             )
         except (KeyError, TypeError, AttributeError, DatasetError) as error:
             raise GraphError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
+
+    @property
+    def served_precision(self) -> str:
+        """Return what `model.onnx` computes in, fp32 or int8."""
+        return str((self.precision or {}).get("served", "fp32"))
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that `graph.json` carries."""

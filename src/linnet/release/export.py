@@ -1,8 +1,6 @@
 """From a checkpoint to an ONNX graph that takes uint8 pictures and gives probabilities."""
 
 import contextlib
-import hashlib
-import itertools
 import json
 import logging
 import warnings
@@ -15,14 +13,17 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import linnet
 from linnet.data.dataset import Dataset
-from linnet.data.preprocessing import Preprocessing, prepare_many
+from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DatasetError, GraphError
 from linnet.evaluation.calibration import Temperature, fit_temperature
 from linnet.folders import written_whole
 from linnet.inference.session import (
+    FP32_MODEL,
     INPUT,
     KIND,
     MANIFEST,
@@ -33,8 +34,11 @@ from linnet.inference.session import (
     Session,
 )
 from linnet.machine import available_cpus
-from linnet.progress import track
+from linnet.release.profiling import Profile, latency
+from linnet.release.quantization import check_calibration, choose_precision
+from linnet.release.rows import prepared_rows, spread
 from linnet.settings import ExportSettings
+from linnet.stores.objects import sha256_of
 from linnet.training.checkpoint import CheckpointManifest
 from linnet.training.network import Classifier, load_checkpoint
 
@@ -43,8 +47,6 @@ log = logging.getLogger(__name__)
 OPSET = 18
 LARGEST_IR = 10
 CALIBRATION_PICTURES = 2048
-
-_BATCH = 32
 
 Answer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -58,6 +60,7 @@ class ExportReport:
     largest_difference: float
     label_agreement: float
     passed: bool
+    precision: str
     size_bytes: int
     sha256: str
 
@@ -80,59 +83,80 @@ def export(
 ) -> ExportReport:
     """Write the checkpoint's graph, calibrated and compared with torch on validation pictures.
 
-    Failed parity raises nothing: it is recorded in `graph.json`, and the gate refuses.
+    Failed parity raises nothing: it is recorded in `graph.json`, and the gate refuses. Parity is of
+    the fp32 graph, which is kept beside where int8 was asked for and chosen.
 
     Raises:
         CheckpointError: the checkpoint is absent or damaged.
-        DatasetError: the dataset is, or it has other classes or no validation pictures.
-        GraphError: the network can't be expressed in ONNX, or ONNX Runtime can't run it.
+        DatasetError: the dataset is, or it has other classes, no validation pictures, or too few
+            training pictures to calibrate int8.
+        GraphError: the network can't be expressed in ONNX, or ONNX Runtime can't run it; or int8 is
+            required and does not pass.
         StoreError: `destination` is taken or can't be written.
     """
     network, manifest = load_checkpoint(checkpoint)
     data = Dataset.open(dataset)
     _check_fits(manifest, data)
+    check_calibration(data, settings)
     classifier = Classifier(network, manifest.mean, manifest.std).eval()
     spec = manifest.preprocessing
     wanted = CALIBRATION_PICTURES if settings.calibrate else 0
-    chosen = _spread(data.size("val"), max(wanted, settings.parity_pictures))
+    chosen = spread(data.size("val"), max(wanted, settings.parity_pictures))
     logits, labels = _answers(_torch(classifier), data, chosen, spec, "answer with torch")
     temperature = fit_temperature(logits, labels) if settings.calibrate else None
     servable = Servable(classifier, temperature.value if temperature else 1.0).eval()
     encoded, opset, ir_version = _onnx(servable, manifest)
     with written_whole(destination, MANIFEST) as folder:
         (folder / MODEL).write_bytes(encoded)
-        proof = _spread(len(chosen), settings.parity_pictures)
+        proof = spread(len(chosen), settings.parity_pictures)
         expected = torch.softmax(torch.from_numpy(logits[proof]) / servable.temperature, dim=1)
         session = Session(folder / MODEL)
         found, _ = _answers(session.predict, data, chosen[proof], spec, "answer with ONNX")
         parity = compare_answers(expected.numpy(), found, settings)
+        _log_parity(parity)
+        choice = choose_precision(
+            folder / MODEL,
+            data,
+            spec,
+            rows=chosen,
+            temperature=servable.temperature,
+            settings=settings,
+        )
+        if choice.encoded is not None:
+            (folder / MODEL).rename(folder / FP32_MODEL)
+            (folder / MODEL).write_bytes(choice.encoded)
+            temperature = choice.temperature
         graph = GraphManifest(
             classes=manifest.classes,
             preprocessing=manifest.preprocessing,
             mean=manifest.mean,
             std=manifest.std,
-            temperature=servable.temperature,
+            temperature=temperature.value if temperature else 1.0,
             network=manifest.network,
             dataset_version=manifest.dataset_version,
             code_revision=manifest.code_revision,
             tracking_run_id=manifest.tracking_run_id,
-            sha256=hashlib.sha256(encoded).hexdigest(),
-            size_bytes=len(encoded),
+            sha256=sha256_of(folder / MODEL),
+            size_bytes=(folder / MODEL).stat().st_size,
             opset=opset,
             ir_version=ir_version,
             parity=parity,
             calibration=asdict(temperature) if temperature else None,
+            precision=asdict(choice.precision),
+            profile=asdict(_profile(servable, folder / MODEL, spec)),
             linnet=linnet.__version__,
         )
         text = json.dumps(graph.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    _log(graph, temperature)
+    if temperature is not None:
+        _log_temperature(temperature)
     return ExportReport(
         temperature=graph.temperature,
         pictures=parity.pictures,
         largest_difference=parity.largest_difference,
         label_agreement=parity.label_agreement,
         passed=parity.passed,
+        precision=choice.precision.served,
         size_bytes=graph.size_bytes,
         sha256=graph.sha256,
     )
@@ -152,11 +176,6 @@ def _check_fits(manifest: CheckpointManifest, dataset: Dataset) -> None:
         )
 
 
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most so many of `count` indices, evenly spread."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
-
-
 def _torch(classifier: Classifier) -> Answer:
     def answer(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -171,22 +190,10 @@ def _answers(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the answers `[N, classes]` for chosen rows of the validation split, and labels."""
     answers, labels = [], []
-    batches = track(_batches(dataset, chosen), what, -(-len(chosen) // _BATCH))
-    for encoded, batch_labels in batches:
-        answers.append(answer(prepare_many(encoded, spec, threads=available_cpus())))
-        labels += batch_labels
-    return np.concatenate(answers), np.array(labels, np.int64)
-
-
-def _batches(
-    dataset: Dataset, chosen: NDArray[np.int64]
-) -> Iterator[tuple[list[bytes], list[int]]]:
-    """Yield encoded pictures and labels of the chosen rows, in order."""
-    wanted = set(chosen.tolist())
-    rows = enumerate(dataset.pictures("val"))
-    picked = (row for index, row in rows if index in wanted)
-    while batch := list(itertools.islice(picked, _BATCH)):
-        yield [row.encoded for row in batch], [row.label for row in batch]
+    for pictures, truth in prepared_rows(dataset, "val", chosen, spec, what=what):
+        answers.append(answer(pictures))
+        labels.append(truth)
+    return np.concatenate(answers), np.concatenate(labels)
 
 
 def compare_answers(
@@ -270,20 +277,39 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _log(graph: GraphManifest, temperature: Temperature | None) -> None:
-    if temperature is not None:
-        log.info(
-            "temperature %.3f: validation log loss %.4f, before %.4f",
-            temperature.value,
-            temperature.log_loss_after,
-            temperature.log_loss_before,
-        )
+def _profile(servable: Servable, model: Path, spec: Preprocessing) -> Profile:
+    """Return the network's work per picture, and what the graph that serves costs here."""
+    shape = (spec.size_px, spec.size_px, 3)
+    counter = FlopCounterMode(display=False)
+    # Attention as plain matrix products: the counter does not know the CPU's fused ones.
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+        servable(torch.zeros((1, *shape), dtype=torch.uint8))
+    threads = available_cpus()
+    return Profile(
+        parameters=sum(parameter.numel() for parameter in servable.parameters()),
+        flops=counter.get_total_flops(),
+        size_bytes=model.stat().st_size,
+        threads=threads,
+        latency=latency(Session(model, threads=threads), shape),
+    )
+
+
+def _log_temperature(temperature: Temperature) -> None:
+    log.info(
+        "temperature %.3f: validation log loss %.4f, before %.4f",
+        temperature.value,
+        temperature.log_loss_after,
+        temperature.log_loss_before,
+    )
+
+
+def _log_parity(parity: Parity) -> None:
     log.log(
-        logging.INFO if graph.parity.passed else logging.WARNING,
+        logging.INFO if parity.passed else logging.WARNING,
         "parity with torch on %d validation pictures %s: probabilities differ by at most %.1e, "
         "%.2f%% of the labels agree",
-        graph.parity.pictures,
-        "held" if graph.parity.passed else "FAILED",
-        graph.parity.largest_difference,
-        100 * graph.parity.label_agreement,
+        parity.pictures,
+        "held" if parity.passed else "FAILED",
+        parity.largest_difference,
+        100 * parity.label_agreement,
     )
