@@ -25,6 +25,7 @@ from linnet.errors import (
     RolloutError,
     StoreError,
 )
+from linnet.inference.answers import Rule
 from linnet.release.opening import Release, open_release
 from linnet.release.samples import Sample, read_samples
 from linnet.rollout.cluster import INFERENCE_SERVICES, PODS, Cluster
@@ -345,6 +346,7 @@ class Rollouts:
             release.manifest["classes"],
             model=self._model,
             namespace=self._namespace,
+            rule=Rule.of(release.manifest),
         )
         if problems:
             return self._against(record, "smoke test: " + "; ".join(problems))
