@@ -25,6 +25,8 @@ STORE = os.environ.get("LINNET_TEST_STORE", "linnet-platform/svc/minio")
 STORE_SECRET = os.environ.get("LINNET_TEST_STORE_SECRET", "kubeflow/linnet-s3")
 GATEWAY = os.environ.get("LINNET_TEST_GATEWAY", "http://127.0.0.1:8080")
 ROOT = "s3://linnet/releases"
+# The pipeline may write here; models may not read here.
+UNREADABLE = "s3://linnet/pipelines/unreadable"
 SECRETS = Kind("v1", "secrets")
 # Of the serving image; KServe allows no PYTHONPATH.
 SITE_PACKAGES = "/opt/linnet/lib/python3.11/site-packages"
@@ -114,9 +116,9 @@ class Model:
     def host(self) -> str:
         return f"{self.name}-{NAMESPACE}.example.com"
 
-    def release(self, version: str) -> str:
+    def release(self, version: str, *, root: str = ROOT) -> str:
         """Write a release to the store and return its address."""
-        uri = f"{ROOT}/{self.name}/{version}"
+        uri = f"{root}/{self.name}/{version}"
         made = write_release(self.folder, pictures(), model=self.name, version=version)
         store, prefix = open_store(uri, self.connections)
         for file in sorted(made.iterdir(), key=lambda file: file.name == "release.json"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from linnet.errors import RolloutAbortedError
+from linnet.errors import RolloutAbortedError, RolloutError
 from linnet.rollout.cluster import PODS, Cluster
 from linnet.rollout.rollout import Rollouts
 from linnet.rollout.settings import RolloutSettings
@@ -27,6 +27,7 @@ from tests.cluster.load import Load
 from tests.cluster.serving_here import (
     GATEWAY,
     NAMESPACE,
+    UNREADABLE,
     Model,
     request_body,
     small_runtime,
@@ -210,6 +211,35 @@ def test_no_request_is_lost_while_pods_are_deleted(model: Model) -> None:
     assert requests.lost == []
 
 
+def test_a_release_that_pods_may_not_fetch_is_taken_away_with_the_pod_s_words(
+    model: Model,
+) -> None:
+    uri = model.release("v2", root=UNREADABLE)
+    with load(model) as requests:
+        with pytest.raises(RolloutAbortedError, match="it fetches the release") as taken_back:
+            rollouts(model).start(uri)
+        requests.until(300)
+    logger.info("%s\n%s", requests.words(), taken_back.value)
+    assert requests.lost == []
+
+
+def test_an_account_without_rights_is_told_each_verb_that_it_lacks(
+    model: Model, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    kubectl.run("create", "serviceaccount", "nobody", "-n", NAMESPACE)
+    token = kubectl.run("create", "token", "nobody", "-n", NAMESPACE).strip()
+    nobody = Cluster.connect(kubeconfig=kubeconfig_of(kubectl, token, tmp_path / "nobody"))
+    made = Rollouts(nobody, model.name, settings(), connections=model.connections)
+    with pytest.raises(RolloutError) as refused:
+        made.start("v1")
+    for missing in (
+        f"patch inferenceservices.serving.kserve.io in namespace {NAMESPACE}",
+        f"create pods/proxy in namespace {NAMESPACE}",
+        "get gateways.gateway.networking.k8s.io in namespace kserve",
+    ):
+        assert missing in str(refused.value)
+
+
 def test_a_first_release_and_the_next_one_go_out_by_a_route_of_ours(
     kubectl: Kubectl, cluster: Cluster, connections: Connections, tmp_path: Path
 ) -> None:
@@ -272,6 +302,14 @@ def environment(model: Model) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": str(connections.s3_secret_key),
         "AWS_REGION": "us-east-1",
     }
+
+
+def kubeconfig_of(kubectl: Kubectl, token: str, path: Path) -> str:
+    """Write a kubeconfig for the same cluster and another account, and return its path."""
+    config = json.loads(kubectl.run("config", "view", "--raw", "--minify", "-o", "json"))
+    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+    path.write_text(json.dumps(config))
+    return str(path)
 
 
 def wait_for_weight(model: Model, weight: int, timeout_s: float = 600.0) -> None:

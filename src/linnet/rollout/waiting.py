@@ -48,10 +48,9 @@ class Waits:
             if trouble is not None and trouble.final:
                 break
         words = trouble.words if trouble else "no reason is shown"
-        raise RolloutError(
-            f"{version} of {self._model} did not become ready within "
-            f"{self._settings.ready_timeout_s:.0f} s: {words}"
-        )
+        final = trouble is not None and trouble.final
+        when = "" if final else f" within {self._settings.ready_timeout_s:.0f} s"
+        raise RolloutError(f"{version} of {self._model} did not become ready{when}: {words}")
 
     def route(self, weights: dict[str, int], *, names: tuple[str, ...] = ()) -> None:
         """Wait until the gateway's routes carry these weights, and it had a moment to act on them.
