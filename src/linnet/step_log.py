@@ -6,7 +6,7 @@ _SAID = re.compile(r"\s*\[KFP Executor [^\]]*\]: (.*)")
 _EXECUTOR_ITSELF = ("Looking for component", "Loading KFP component", "Wrote executor output file")
 _INPUT_BEGINS, _INPUT_ENDS = "Got executor_input:", "}"
 # The launcher's and Argo's own: I1121 06:00:00.000000 …, time="2026-11-21T06:00:00" level=…
-_AROUND = re.compile(r"[IWEF]\d{4} \d\d:\d\d|time=")
+_AROUND = re.compile(r"[IWEF]\d{4} \d\d:\d\d|time=|Error: exit status ")
 _RAISED = re.compile(r"\s*(?:[a-z_]\w*\.)*\w*(?:Error|Exception): (.*)")
 
 

@@ -4,6 +4,7 @@ The images and where tasks run are in the compiled pipeline, the settings travel
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ Watch = Callable[[StepEvent], None]
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 # A pod takes longer than this to start; what took less was taken from the cache.
 _CACHED_WITHIN_S = 1.0
-_POD_TEMPLATE = "system-container-impl"
+_POD_TEMPLATES = ("system-container-impl", "retry-system-container-impl")
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class Pipeline:
         return dict(self.spec["root"].get("inputDefinitions", {}).get("parameters", {}))
 
     @cached_property
-    def steps(self) -> dict[str, tuple[str, ...]]:
-        """The steps in an order they can run in, with the names of the parts that they lie in."""
-        return {path[-1]: path for path in self._walk(self.spec["root"], ("root",))}
+    def steps(self) -> tuple[str, ...]:
+        """The steps, in an order they can run in."""
+        return tuple(self._walk(self.spec["root"]))
 
     def without_cache(self) -> Self:
         """Return the pipeline with every step run anew, at any depth."""
@@ -92,7 +93,7 @@ class Pipeline:
             return self.spec
         return {"pipeline_spec": self.spec, "platform_spec": self.platform}
 
-    def _walk(self, part: dict[str, Any], inside: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    def _walk(self, part: dict[str, Any]) -> Iterator[str]:
         tasks = part["dag"]["tasks"]
         after = {name: tasks[name].get("dependentTasks", ()) for name in sorted(tasks)}
         try:
@@ -102,9 +103,9 @@ class Pipeline:
         for name in order:
             component = self.spec["components"][tasks[name]["componentRef"]["name"]]
             if "dag" in component:
-                yield from self._walk(component, (*inside, name))
+                yield from self._walk(component)
             else:
-                yield (*inside, name)
+                yield name
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ class _Follower:
 
     def look(self, run: dict[str, Any]) -> None:
         """Tell what has changed since the last look, step by step."""
-        tasks = _by_name(run)
+        tasks, names = _by_name(run), _node_names(run)
         for step in self._submitted.pipeline.steps:
             if step not in tasks or self._told.get(step) == "ended":
                 continue
@@ -349,7 +350,7 @@ class _Follower:
                 self._watch(StepEvent("started", step))
                 self._told[step] = "started"
             if state in ("RUNNING", "SUCCEEDED", "FAILED"):
-                self._listen(step, tasks)
+                self._listen(step, names)
             if state in _ENDED:
                 self._end(step, state, seconds)
 
@@ -394,11 +395,11 @@ class _Follower:
             self._watch(StepEvent("finished", step, seconds=seconds))
         self._seconds[step] = seconds
 
-    def _listen(self, step: str, tasks: dict[str, list[dict[str, Any]]]) -> None:
+    def _listen(self, step: str, names: list[str]) -> None:
         """Tell the lines that the step's pods have logged since they were listened to last."""
         logs = self._logs.setdefault(step, {})
-        for task in tasks[step]:
-            for pod in _pods(task, self._submitted.pipeline.steps[step], tasks):
+        for candidates in _pods(step, names):
+            for pod in candidates:
                 text = self._server.log(self._submitted.run_id, pod)
                 if text is not None:
                     for said in logs.setdefault(pod, _PodLog()).new(text):
@@ -439,25 +440,35 @@ def _time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _pods(
-    task: dict[str, Any], path: tuple[str, ...], tasks: dict[str, list[dict[str, Any]]]
-) -> Iterator[str]:
-    """Yield names that a step's pod may have, the last attempt's first.
+def _pods(step: str, names: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the names that each pod of a step may have: of every attempt, in every round.
 
-    The API gives the ids of a task's children, `<workflow>-<hash of the node's name>`; Argo names
-    a pod after workflow, template and that hash. A task that is retried has an attempt's node
-    between, whose name is known and so its hash.
+    Argo names a pod after workflow, template and the hash of its node's name.
     """
-    if task.get("pod_name"):
-        yield str(task["pod_name"])
-    for child in task.get("child_tasks", ()):
-        workflow, _, digest = str(child.get("pod_name", "")).rpartition("-")
-        node = ".".join((workflow, *path, "executor"))
-        if digest == str(_fnv(node)):
-            attempts = sum(name.startswith("executor(") for name in tasks)
-            for attempt in range(attempts - 1, -1, -1):
-                yield f"{workflow}-retry-{_POD_TEMPLATE}-{_fnv(f'{node}({attempt})')}"
-        yield f"{workflow}-{_POD_TEMPLATE}-{digest}"
+    own = re.compile(rf"\.{re.escape(step)}(\(\d+\))?\.executor(\(\d+\))?$")
+    nodes = [name for name in names if own.search(name)]
+    for node in nodes:
+        if not any(other.startswith(f"{node}(") for other in nodes):
+            yield tuple(f"{names[0]}-{template}-{_fnv(node)}" for template in _POD_TEMPLATES)
+
+
+def _node_names(run: dict[str, Any]) -> list[str]:
+    """Return the full names of a run's nodes, the workflow's first; the API has but the last part.
+
+    A node's id, which its parent has, is `<workflow>-<hash of the full name>`: so names are found
+    by trying what may follow those that are known: a task, an attempt `(0)`, a hook `.onExit`.
+    """
+    tasks = run.get("run_details", {}).get("task_details", ())
+    ids = {str(c.get("pod_name", "")) for task in tasks for c in task.get("child_tasks", ())}
+    last = {str(task.get("display_name", "")) for task in tasks}
+    attempts = {found[0] for name in last if (found := re.search(r"\([^()]*\)$", name))}
+    follow = [".onExit", *sorted(attempts), *(f".{name}" for name in sorted(last))]
+    workflow = next(iter(ids), "").rpartition("-")[0]
+    known = [workflow]
+    for name in known:
+        longer = (name + more for more in follow if f"{workflow}-{_fnv(name + more)}" in ids)
+        known.extend(one for one in longer if one not in known)
+    return known
 
 
 def _fnv(text: str) -> int:

@@ -23,17 +23,13 @@ def node_hash(name: str) -> int:
     return value
 
 
-def node(step: str, *, inside: str = "exit-handler-1") -> str:
-    return ".".join(filter(None, (WORKFLOW, "root", inside, step, "executor")))
+def identity(name: str) -> str:
+    return f"{WORKFLOW}-{node_hash(name)}"
 
 
-def pod(step: str, *, inside: str = "exit-handler-1") -> str:
-    return f"{WORKFLOW}-system-container-impl-{node_hash(node(step, inside=inside))}"
-
-
-def retried_pod(step: str, attempt: int) -> str:
-    name = f"{node(step)}({attempt})"
-    return f"{WORKFLOW}-retry-system-container-impl-{node_hash(name)}"
+def pod(step: str, *, inside: str = "root.exit-handler-1", attempt: str = "") -> str:
+    name = f"{WORKFLOW}.{inside}.{step}.executor{attempt}"
+    return f"{WORKFLOW}-{'retry-' if attempt else ''}system-container-impl-{node_hash(name)}"
 
 
 def task(name: str, state: str, seconds: int = 40, children: tuple[str, ...] = ()) -> Any:
@@ -50,18 +46,37 @@ def task(name: str, state: str, seconds: int = 40, children: tuple[str, ...] = (
     }
 
 
-def step(name: str, state: str, seconds: int = 40, *, inside: str = "exit-handler-1") -> list[Any]:
-    """The tasks that the API has of a step: its driver's, its own, its pod's."""
-    child = f"{WORKFLOW}-{node_hash(node(name, inside=inside))}"
+def step(
+    name: str,
+    state: str,
+    seconds: int = 40,
+    *,
+    inside: str = "root.exit-handler-1",
+    attempts: int = 0,
+) -> list[Any]:
+    """The tasks that the API has of a step: of what it lies in, its driver's, its own, its pods'.
+
+    Of each task it gives the last part of its name, and of its children the hash of the whole.
+    """
+    parts = [WORKFLOW, *inside.split("."), name, "executor"]
+    whole = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    above = [
+        task(part, "RUNNING", seconds, (identity(below),))
+        for part, below in zip(parts[:-3], whole[1:], strict=False)
+    ]
+    tries = [f"({number})" for number in range(attempts)]
     return [
+        *above,
+        task(parts[-3], "RUNNING", seconds, (identity(whole[-2]),)),
         task(f"{name}-driver", "SUCCEEDED", 5),
-        task(name, state, seconds, (child,)),
-        task("executor", state, seconds),
+        task(name, state, seconds, (identity(whole[-1]),)),
+        task("executor", state, seconds, tuple(identity(whole[-1] + one) for one in tries)),
+        *(task(f"executor{one}", state, seconds) for one in tries),
     ]
 
 
 def frame(state: str, *steps: list[Any], error: str | None = None) -> dict[str, Any]:
-    tasks = [task("root", state), *(one for several in steps for one in several)]
+    tasks = [one for several in steps for one in several]
     run: dict[str, Any] = {"run_id": RUN, "state": state, "run_details": {"task_details": tasks}}
     return run | ({"error": {"code": 2, "message": error}} if error else {})
 
@@ -77,8 +92,15 @@ def log(step: str, *lines: str, raised: str | None = None) -> str:
         '    "inputs": {}',
         "}",
     ]
-    tail = ["Traceback (most recent call last):", '  File "x.py", line 1', raised] if raised else []
-    return "\n".join([*head, *said, *tail, ""])
+    trace = (
+        ["Traceback (most recent call last):", '  File "x.py", line 1', raised] if raised else []
+    )
+    tail = [
+        "F1121 06:00:02.000000      20 main.go:59] failed to execute component: exit status 1",
+        'time=2026-11-21T06:00:02.494Z level=INFO msg="sub-process exited" argo=true',
+        "Error: exit status 1",
+    ]
+    return "\n".join([*head, *said, *trace, *(tail if raised else ()), ""])
 
 
 @dataclass

@@ -23,11 +23,9 @@ from tests.pipelines.kubeflow_stand_in import (
     Serving,
     StandIn,
     frame,
+    identity,
     log,
-    node,
-    node_hash,
     pod,
-    retried_pod,
     step,
     task,
 )
@@ -37,8 +35,8 @@ BEFORE_THE_GATE = [step(name, "SUCCEEDED") for name in ("ingest", "train", "expo
 RELEASED = [
     *BEFORE_THE_GATE,
     step("gate", "SUCCEEDED"),
-    step("release", "SUCCEEDED", inside="exit-handler-1.condition-2"),
-    step("conclude", "SUCCEEDED", inside=""),
+    step("release", "SUCCEEDED", inside="root.exit-handler-1.condition-2"),
+    step("conclude", "SUCCEEDED", inside="root"),
 ]
 
 
@@ -123,7 +121,7 @@ def test_a_failed_step_is_told_in_its_own_words_with_the_run_s_address(
     raised = "linnet.errors.SourceError: source 's3://no/where' is not there"
     kubeflow.logs[pod("ingest")] = log("ingest", "reading", raised=raised)
     kubeflow.frames = [
-        frame("FAILED", step("ingest", "FAILED"), step("conclude", "SUCCEEDED", inside=""))
+        frame("FAILED", step("ingest", "FAILED"), step("conclude", "SUCCEEDED", inside="root"))
     ]
     assert command() == 1
     said = capsys.readouterr().err
@@ -146,28 +144,42 @@ def test_a_step_whose_driver_failed_is_the_failed_one(kubeflow: StandIn) -> None
     assert (outcome.failed, outcome.why) == ("train", "driver: no such parameter")
 
 
-def test_of_a_retried_step_the_last_attempt_is_heard(kubeflow: StandIn) -> None:
-    kubeflow.logs[retried_pod("train", 0)] = log("train", raised="RuntimeError: the first")
-    kubeflow.logs[retried_pod("train", 1)] = log("train", raised="RuntimeError: the second")
-    retried = [
-        task("train", "FAILED", 50, (f"{WORKFLOW}-{node_hash(node('train'))}",)),
-        task("executor", "FAILED"),
-        task("executor(0)", "FAILED"),
-        task("executor(1)", "FAILED"),
-    ]
-    kubeflow.frames = [frame("FAILED", step("ingest", "SUCCEEDED"), retried)]
-    _, outcome = followed(kubeflow)
+def test_of_a_retried_step_the_last_attempt_says_why(kubeflow: StandIn) -> None:
+    for attempt, words in (("(0)", "the first"), ("(1)", "the second")):
+        text = log("train", f"try {attempt}", raised=f"RuntimeError: {words}")
+        kubeflow.logs[pod("train", attempt=attempt)] = text
+    steps = [step("ingest", "SUCCEEDED"), step("train", "FAILED", attempts=2)]
+    kubeflow.frames = [frame("FAILED", *steps)]
+    told, outcome = followed(kubeflow)
+    assert [text for kind, _, text in told if kind == "line"] == ["try (0)", "try (1)"]
     assert (outcome.failed, outcome.why) == ("train", "the second")
 
 
+def test_where_every_node_may_be_tried_again_its_pods_are_found_too(kubeflow: StandIn) -> None:
+    """As Argo has it where a default makes a node of attempts of each."""
+    parts = ["root", "(0)", ".exit-handler-1", "(0)", ".ingest", "(0)", ".executor", "(0)"]
+    names = [f"{WORKFLOW}." + "".join(parts[: end + 1]) for end in range(len(parts))]
+    last = ["root", "root(0)", "exit-handler-1", "exit-handler-1(0)", "ingest", "ingest(0)"]
+    tasks = [task(WORKFLOW, "FAILED", 40, (identity(names[0]),))]
+    for own, below in zip([*last, "executor"], names[1:], strict=True):
+        tasks.append(task(own, "FAILED", 40, (identity(below),)))
+    tasks.append(task("executor(0)", "FAILED"))
+    name = f"{WORKFLOW}-system-container-impl-{identity(names[-1]).rpartition('-')[2]}"
+    kubeflow.logs[name] = log("ingest", raised="RuntimeError: found")
+    kubeflow.frames = [frame("FAILED", tasks)]
+    _, outcome = followed(kubeflow)
+    assert (outcome.failed, outcome.why) == ("ingest", "found")
+
+
 def test_of_a_step_in_a_loop_every_pod_is_heard(kubeflow: StandIn) -> None:
-    rounds = [task("train", "SUCCEEDED", 30 + turn, (f"{WORKFLOW}-{turn}",)) for turn in (1, 2)]
-    for turn in (1, 2):
-        name = f"{WORKFLOW}-system-container-impl-{turn}"
-        kubeflow.logs[name] = log("train", f"round {turn}")
-    kubeflow.frames = [frame("SUCCEEDED", rounds)]
+    rounds = [f"iteration(0:{number})" for number in (0, 1)]
+    places = [f"root.exit-handler-1.{name}" for name in rounds]
+    for name, place in zip(rounds, places, strict=True):
+        kubeflow.logs[pod("train", inside=place)] = log("train", name)
+    steps = [step("train", "SUCCEEDED", 30 + 2 * n, inside=p) for n, p in enumerate(places)]
+    kubeflow.frames = [frame("SUCCEEDED", *steps)]
     told, outcome = followed(kubeflow)
-    assert [text for kind, _, text in told if kind == "line"] == ["round 1", "round 2"]
+    assert sorted(text for kind, _, text in told if kind == "line") == rounds
     assert outcome.seconds["train"] == 32.0
 
 
@@ -176,7 +188,7 @@ def test_a_refusal_of_the_gate_exits_with_3_and_says_why(
 ) -> None:
     lines = ("passed: it beats chance", "failed: accuracy is 0.7, at least 0.9 is needed")
     kubeflow.logs[pod("gate")] = log("gate", *lines)
-    steps = [step("gate", "SUCCEEDED"), step("conclude", "SUCCEEDED", inside="")]
+    steps = [step("gate", "SUCCEEDED"), step("conclude", "SUCCEEDED", inside="root")]
     kubeflow.frames = [frame("SUCCEEDED", *BEFORE_THE_GATE, *steps)]
     assert command() == 3
     said = capsys.readouterr().err.partition("the gate refused the model")[2]
@@ -398,8 +410,7 @@ def test_a_server_that_goes_away_is_unreachable() -> None:
 
 
 def test_steps_come_in_an_order_that_they_can_run_in() -> None:
-    steps = Pipeline.load(packaged_pipeline()).steps
-    assert list(steps) == [
+    assert list(Pipeline.load(packaged_pipeline()).steps) == [
         "ingest",
         "train",
         "export",
@@ -409,4 +420,3 @@ def test_steps_come_in_an_order_that_they_can_run_in() -> None:
         "rollout",
         "conclude",
     ]
-    assert steps["train"] == ("root", "exit-handler-1", "train")
