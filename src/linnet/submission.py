@@ -346,10 +346,11 @@ class _Follower:
             if step not in tasks or self._told.get(step) == "ended":
                 continue
             state, seconds = _state(tasks[step]), _took(tasks[step])
-            if state == "RUNNING" and step not in self._told:
-                self._watch(StepEvent("started", step))
-                self._told[step] = "started"
-            if state in ("RUNNING", "SUCCEEDED", "FAILED"):
+            cached = state == "SUCCEEDED" and seconds <= _CACHED_WITHIN_S
+            if state in ("RUNNING", "SUCCEEDED", "FAILED") and not cached:
+                if step not in self._told:
+                    self._watch(StepEvent("started", step))
+                    self._told[step] = "started"
                 self._listen(step, names)
             if state in _ENDED:
                 self._end(step, state, seconds)
@@ -383,17 +384,13 @@ class _Follower:
     def _end(self, step: str, state: str, seconds: float) -> None:
         began = step in self._told
         self._told[step] = "ended"
-        if state in ("SKIPPED", "CANCELED"):
-            self._watch(StepEvent("skipped", step))
-        elif state == "FAILED":
-            self._watch(StepEvent("failed", step, seconds=seconds))
-        elif not began and seconds <= _CACHED_WITHIN_S:
-            self._watch(StepEvent("cached", step))
-        else:
-            if not began:
-                self._watch(StepEvent("started", step))
-            self._watch(StepEvent("finished", step, seconds=seconds))
         self._seconds[step] = seconds
+        if state == "FAILED":
+            self._watch(StepEvent("failed", step, seconds=seconds))
+        elif state == "SUCCEEDED" and began:
+            self._watch(StepEvent("finished", step, seconds=seconds))
+        else:
+            self._watch(StepEvent("cached" if state == "SUCCEEDED" else "skipped", step))
 
     def _listen(self, step: str, names: list[str]) -> None:
         """Tell the lines that the step's pods have logged since they were listened to last."""
