@@ -353,6 +353,14 @@ class EvaluateSettings(Settings):
     calibration_bins: Annotated[int, Field(ge=2)] = Field(15, description="bins of the ECE")
     mistakes: int = Field(24, ge=0, description="most confident mistakes shown as pictures")
     decision: DecisionSettings = DecisionSettings()
+    robustness_pictures: int = Field(
+        0, ge=0, description="test pictures answered again under each corruption; 0: none"
+    )
+    slices: tuple[str, ...] = Field(
+        ("size",),
+        description="parts of the test split to measure apart: size, folder, or a column of the "
+        "source's CSV",
+    )
     seed: int = Field(42, ge=0, description="seed of the resampling")
 
 
@@ -378,6 +386,9 @@ class GateSettings(Settings):
     )
     maximum: dict[Metric, float] = Field(
         default_factory=dict, description="largest value of a metric that passes"
+    )
+    minimum_corrupted_accuracy: Fraction | None = Field(
+        None, description="smallest mean accuracy over corruptions; null: not asked for"
     )
     better_than_baseline: Metric = Field(
         "balanced_accuracy", description="metric that must beat the majority class's"

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from linnet.errors import EvaluationError
-from linnet.evaluation.comparison import compare, mcnemar_worse
+from linnet.evaluation.comparison import compare, flips, mcnemar_worse
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,19 @@ def test_predictions_of_other_pictures_are_an_error() -> None:
     empty = np.empty((0, 2))
     with pytest.raises(EvaluationError, match="at least one"):
         compare(np.empty(0, np.int64), empty, empty, classes=("a", "b"), name="v1")
+
+
+def test_flips_are_half_lost_and_half_gained_where_there_are_enough() -> None:
+    labels = np.zeros(10, np.int64)
+    candidate = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 1])
+    champion = np.array([0, 0, 0, 0, 1, 1, 0, 0, 0, 1])
+    keys = [str(number) for number in range(10)]
+
+    def shown(most: int) -> list[tuple[str, str]]:
+        found = flips(labels, candidate, champion, keys=keys, classes=("a", "b"), most=most)
+        return [(flip.key, flip.candidate) for flip in found]
+
+    assert shown(2) == [("0", "b"), ("4", "a")]
+    assert [answer for _, answer in shown(5)] == ["b", "b", "b", "a", "a"]
+    assert len(shown(24)) == 6
+    assert shown(0) == []

@@ -1,8 +1,10 @@
 """Is one model worse than another on the same pictures: McNemar's test and a paired interval."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from linnet.errors import EvaluationError
 from linnet.evaluation.calibration import Floats, Labels
@@ -16,6 +18,16 @@ class ClassChange:
     support: int
     gained: int
     lost: int
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A picture that exactly one of the two models names rightly."""
+
+    key: str
+    label: str
+    candidate: str
+    champion: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Comparison:
     p_worse: float
     per_class: tuple[ClassChange, ...]
     metrics: dict[str, float | None]
+    flips: tuple[Flip, ...] = ()
 
     @property
     def discordant(self) -> int:
@@ -111,6 +124,34 @@ def compare(
         ),
         metrics=metrics or {},
     )
+
+
+def flips(
+    labels: Labels,
+    candidate: Labels,
+    champion: Labels,
+    *,
+    keys: Sequence[str],
+    classes: tuple[str, ...],
+    most: int,
+) -> tuple[Flip, ...]:
+    """Return pictures that one model's answers [N] are right about: half lost first, half gained.
+
+    With fewer of one kind there is room for more of the other; spread evenly over the pictures.
+    """
+    lost = np.flatnonzero((champion == labels) & (candidate != labels))
+    gained = np.flatnonzero((candidate == labels) & (champion != labels))
+    of_lost = min(len(lost), max(most - most // 2, most - len(gained)))
+    chosen = (*_spread(lost, of_lost), *_spread(gained, most - of_lost))
+    return tuple(
+        Flip(keys[at], *(classes[answers[at]] for answers in (labels, candidate, champion)))
+        for at in chosen
+    )
+
+
+def _spread(rows: NDArray[np.intp], most: int) -> list[int]:
+    count = min(len(rows), most)
+    return [int(rows[at]) for at in np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
 def mcnemar_worse(gained: int, lost: int) -> float:

@@ -3,6 +3,7 @@
 import logging
 import platform
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from linnet.errors import EvaluationError
 from linnet.evaluation import metrics
 from linnet.evaluation.calibration import Labels, reliability
 from linnet.evaluation.report import Mistake, Report
+from linnet.evaluation.robustness import measure_robustness
+from linnet.evaluation.slices import measure_slices, values_of
 from linnet.evaluation.thresholds import Thresholds, thresholds
 from linnet.evaluation.writing import write
 from linnet.inference.answers import Rule
@@ -44,6 +47,25 @@ def evaluate(
     predictions = predict_split(opened, data, SPLIT, batch_size=settings.batch_size)
     fitted = _thresholds(opened, data, predictions, settings)
     report = measured(predictions, opened.manifest, data, settings, model=model, fitted=fitted)
+    rule = report.rule
+    report = replace(
+        report,
+        robustness=measure_robustness(
+            opened,
+            data,
+            SPLIT,
+            pictures=settings.robustness_pictures,
+            rule=rule,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        ),
+        slices=measure_slices(
+            predictions.labels,
+            rule.labels(predictions.probabilities),
+            values_of(data, SPLIT, settings.slices),
+            confidence=settings.confidence,
+        ),
+    )
     pictures = pictures_of(data, (mistake.key for mistake in report.mistakes))
     write(destination, report, predictions, pictures)
     log.info("%s", report.headline())
@@ -125,7 +147,7 @@ def measured(
         temperature=graph.temperature,
         mistakes=_mistakes(predictions, predicted, dataset.classes, settings.mistakes),
         thresholds=fitted,
-        settings=settings.model_dump(),
+        settings=settings.model_dump(mode="json"),
         provenance=_provenance(graph, dataset),
     )
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from linnet.data.dataset import Dataset
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import EvaluationError
-from linnet.evaluation.comparison import Comparison, Incomparable, compare
+from linnet.evaluation.comparison import Comparison, Incomparable, compare, flips
 from linnet.evaluation.evaluate import SPLIT, check_same_dataset, pictures_of
 from linnet.evaluation.metrics import Scorer, label
 from linnet.evaluation.report import Check, Decision, Report, load_predictions
@@ -64,7 +64,9 @@ def gate(
         comparison = _compared(champion, predictions, data, found)
     decision = decide(found, comparison, settings)
     judged = found.judged(comparison, decision)
-    pictures = pictures_of(data, (mistake.key for mistake in found.mistakes))
+    flipped = comparison.flips if isinstance(comparison, Comparison) else ()
+    shown = [mistake.key for mistake in found.mistakes] + [flip.key for flip in flipped]
+    pictures = pictures_of(data, shown)
     write(destination, judged, predictions, pictures)
     for check in decision.checks:
         log.log(
@@ -83,12 +85,34 @@ def decide(
     checks = (
         *(_at_least(report, name, value) for name, value in settings.minimum.items()),
         *(_at_most(report, name, value) for name, value in settings.maximum.items()),
+        *_corrupted(report, settings.minimum_corrupted_accuracy),
         _better_than_naive(report, settings.better_than_baseline),
         _parity(report),
         *_against_champion(comparison, settings),
     )
     passed = all(check.passed for check in checks)
-    return Decision("release" if passed else "refuse", checks)
+    return Decision("release" if passed else "refuse", checks, rule_in_words(settings))
+
+
+def rule_in_words(settings: GateSettings) -> str:
+    """Return what these settings ask of a model, as one sentence."""
+    asked = [f"{label(name)} is at least {value:g}" for name, value in settings.minimum.items()]
+    asked += [f"{label(name)} is at most {value:g}" for name, value in settings.maximum.items()]
+    if settings.minimum_corrupted_accuracy is not None:
+        least = settings.minimum_corrupted_accuracy
+        asked.append(f"mean accuracy under corruption is at least {least:g}")
+    asked.append(f"{label(settings.better_than_baseline)} beats the majority class's")
+    asked.append("the graph answers as torch does")
+    if settings.champion == "compare":
+        asked.append(
+            "it is not significantly worse than the champion on the same test pictures "
+            f"(McNemar's one-sided p is not below {settings.champion_alpha:g})"
+        )
+        if settings.champion_margin > 0:
+            asked.append(
+                f"its accuracy is at most {settings.champion_margin:g} below the champion's"
+            )
+    return f"A model is released if {', '.join(asked[:-1])} and {asked[-1]}"
 
 
 def _at_least(report: Report, name: Metric, needed: float) -> Check:
@@ -103,6 +127,24 @@ def _at_most(report: Report, name: Metric, needed: float) -> Check:
     words = f"{label(name)} is {_shown(report, name)}, at most {needed:g} is allowed"
     passed = value is not None and value <= needed
     return Check(f"maximum {label(name)}", passed, value, needed, words)
+
+
+def _corrupted(report: Report, needed: float | None) -> list[Check]:
+    if needed is None:
+        return []
+    found, name = report.robustness, "minimum accuracy under corruption"
+    if found is None:
+        words = (
+            "accuracy under corruption was not measured: set evaluate.robustness_pictures above 0"
+        )
+        return [Check(name, False, None, needed, words)]
+    value = found.mean_accuracy
+    words = (
+        f"mean accuracy under corruption is {value:.4f} ({found.clean_accuracy:.4f} on the same "
+        f"{found.pictures:,} pictures as they are; the worst is {found.worst.name}), at least "
+        f"{needed:g} is needed"
+    )
+    return [Check(name, value >= needed, value, needed, words)]
 
 
 def _better_than_naive(report: Report, name: Metric) -> Check:
@@ -224,7 +266,7 @@ def _compared(
         predicted=rule.labels(answers.probabilities),
     )
     measured = {metric: float(value[0]) for metric, value in scores.measure().items()}
-    return compare(
+    compared = compare(
         predictions.labels,
         report.rule.weighed(predictions.probabilities),
         rule.weighed(answers.probabilities),
@@ -237,6 +279,15 @@ def _compared(
         confidence=settings.confidence,
         seed=settings.seed,
     )
+    flipped = flips(
+        predictions.labels,
+        report.rule.labels(predictions.probabilities),
+        rule.labels(answers.probabilities),
+        keys=predictions.keys,
+        classes=report.classes,
+        most=settings.mistakes,
+    )
+    return replace(compared, flips=flipped)
 
 
 def _differing(champion: tuple[str, ...], candidate: tuple[str, ...]) -> str:

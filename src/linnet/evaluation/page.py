@@ -14,7 +14,9 @@ from linnet.data.pictures import decode
 from linnet.errors import PictureError
 from linnet.evaluation import metrics
 from linnet.evaluation.comparison import Comparison
+from linnet.evaluation.corruptions import SEVERITIES
 from linnet.evaluation.report import Report
+from linnet.evaluation.slices import SMALL, worst_slice
 from linnet.inference.predict import Predictions
 from linnet.settings import Metric
 
@@ -58,7 +60,7 @@ class Confusion:
 
 
 def render(report: Report, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
-    """Return the page; `pictures` are the mistakes' encoded bytes by key."""
+    """Return the page; `pictures` are the mistakes' and flips' encoded bytes by key."""
     roc, pr = _curves(report, predictions)
     lines = _threshold_curves(report)
     text: str = (
@@ -69,6 +71,9 @@ def render(report: Report, predictions: Predictions, pictures: Mapping[str, byte
             about=ABOUT,
             roc=roc,
             pr=pr,
+            severities=SEVERITIES,
+            worst=worst_slice(report.slices),
+            small=SMALL,
             thresholds=lines,
             thresholds_marks=[(at, curve.colour) for curve, at in lines],
             confusions=_confusions(report),

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 
 from linnet.errors import EvaluationError
 from linnet.evaluation.calibration import Bin
-from linnet.evaluation.comparison import ClassChange, Comparison, Incomparable
+from linnet.evaluation.comparison import ClassChange, Comparison, Flip, Incomparable
 from linnet.evaluation.metrics import ClassRow, Headline, RocCurve
+from linnet.evaluation.robustness import CorruptionRow, Robustness
+from linnet.evaluation.slices import Slice
 from linnet.evaluation.thresholds import ThresholdCurve, Thresholds
 from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
@@ -53,6 +55,7 @@ class Decision:
 
     decision: Literal["release", "refuse"]
     checks: tuple[Check, ...]
+    rule: str = ""
 
     def reasons(self) -> list[str]:
         """Return the words of every failed check."""
@@ -85,6 +88,8 @@ class Report:
     settings: dict[str, Any]
     provenance: dict[str, Any]
     thresholds: Thresholds | None = None
+    robustness: Robustness | None = None
+    slices: tuple[Slice, ...] = ()
     comparison: Comparison | Incomparable | None = None
     gate: Decision | None = None
     kind: str = field(default=KIND)
@@ -192,10 +197,16 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
         "parity": Parity(**values["parity"]),
         "mistakes": tuple(Mistake(**mistake) for mistake in values["mistakes"]),
         "thresholds": _parsed_thresholds(values.get("thresholds")),
+        "robustness": _parsed_robustness(values.get("robustness")),
+        "slices": tuple(Slice(**row) for row in values.get("slices", ())),
         "comparison": None if comparison is None else _parsed_comparison(comparison),
         "gate": None
         if gate is None
-        else Decision(gate["decision"], tuple(Check(**check) for check in gate["checks"])),
+        else Decision(
+            gate["decision"],
+            tuple(Check(**check) for check in gate["checks"]),
+            gate.get("rule", ""),
+        ),
     }
 
 
@@ -217,8 +228,18 @@ def _parsed_thresholds(values: dict[str, Any] | None) -> Thresholds | None:
     return Thresholds(**{**values, "kept": tuple(values["kept"]), "curves": curves})
 
 
+def _parsed_robustness(values: dict[str, Any] | None) -> Robustness | None:
+    if values is None:
+        return None
+    rows = tuple(
+        CorruptionRow(row["name"], tuple(row["accuracy"])) for row in values["corruptions"]
+    )
+    return Robustness(**{**values, "corruptions": rows})
+
+
 def _parsed_comparison(values: dict[str, Any]) -> Comparison | Incomparable:
     if "reason" in values:
         return Incomparable(**values)
     changes = tuple(ClassChange(**change) for change in values["per_class"])
-    return Comparison(**{**values, "per_class": changes})
+    flips = tuple(Flip(**flip) for flip in values.get("flips", ()))
+    return Comparison(**{**values, "per_class": changes, "flips": flips})
