@@ -118,14 +118,14 @@ def test_requests_are_split_as_asked_and_none_is_lost_when_the_candidate_goes(
     with load(model) as requests:
         requests.until(100)
         assert set(requests.answered) == {release_of(model, "v1")}
-        traffic.add("v2", model.release("v2"))
+        traffic.add("v2", model.release("v2"), replicas=2)
         requests.until(200)
         assert set(requests.answered) == {release_of(model, "v1")}, "dark means dark"
-        traffic.set_weight(20)
+        traffic.set_weight(20, replicas=2)
         before = requests.answered.copy()
         requests.until(LEAST_REQUESTS)
         split = requests.answered - before
-        traffic.remove()
+        traffic.remove(replicas=2)
         requests.until(300)
     logger.info("split at 20 %%: %s; %s", dict(split), requests.words())
     share, total = split[release_of(model, "v2")] / split.total(), split.total()
@@ -197,15 +197,15 @@ def test_a_rollout_that_was_killed_goes_on_and_no_request_is_lost(model: Model) 
 
 def test_no_request_is_lost_while_pods_are_deleted(model: Model) -> None:
     traffic = KServeCanary(model.cluster, model.name, settings(replicas=2))
-    traffic.add("v2", model.release("v2"))
+    traffic.add("v2", model.release("v2"), replicas=2)
     with load(model) as requests:
-        traffic.set_weight(50)
+        traffic.set_weight(50, replicas=2)
         for backend in (traffic.show().champion, traffic.show().candidate):
             assert backend is not None
             pods = model.cluster.list(PODS, namespace=NAMESPACE, labels=backend.labels)
             model.cluster.delete(PODS, pods[0]["metadata"]["name"], namespace=NAMESPACE)
             requests.until(LEAST_REQUESTS // 2)
-        traffic.remove()
+        traffic.remove(replicas=2)
         requests.until(300)
     logger.info("a pod of each side deleted at 50 %%; %s", requests.words())
     assert requests.lost == []

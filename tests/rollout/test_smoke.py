@@ -25,7 +25,7 @@ def samples(bucket: Bucket) -> list[Sample]:
 def sides(kube: Kube, connect: Connect) -> tuple[Cluster, Backend, Backend]:
     kube.serve(MODEL, "v1")
     traffic = KServeCanary(connect(), MODEL, fast())
-    traffic.add("v2", f"{URI}/v2")
+    traffic.add("v2", f"{URI}/v2", replicas=2)
     shown = traffic.show()
     assert shown.champion is not None
     assert shown.candidate is not None

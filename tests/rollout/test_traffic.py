@@ -46,17 +46,17 @@ def test_a_route_carries_weights_when_every_rule_does_and_the_gateway_took_it(
 def test_replicas_follow_the_weight_and_never_become_fewer(kube: Kube, connect: Connect) -> None:
     kube.serve(MODEL, "v1", replicas=4)
     traffic = KServeCanary(connect(), MODEL, fast())
-    traffic.add("v2", f"{URI}/v2")
+    traffic.add("v2", f"{URI}/v2", replicas=4)
 
     def pods() -> list[int]:
         names = ("flowers-v1-predictor", "flowers-v2-predictor")
         return [kube.get(DEPLOYMENT, name)["spec"]["replicas"] for name in names]
 
-    assert pods() == [3, 1]
-    for weight, expected in ((10, [3, 1]), (50, [2, 2]), (100, [1, 4]), (0, [1, 4])):
-        traffic.set_weight(weight)
-        assert pods() == expected
-    traffic.remove()
+    kube.wait(lambda: pods() == [4, 1])
+    for weight, expected in ((10, [4, 1]), (50, [2, 2]), (100, [1, 4]), (0, [4, 4])):
+        traffic.set_weight(weight, replicas=4)
+        kube.wait(lambda wanted=expected: pods() == wanted)
+    traffic.remove(replicas=4)
     assert kube.get(DEPLOYMENT, "flowers-v1-predictor")["spec"]["replicas"] == 4
     assert kube.lost == 0
 
@@ -100,14 +100,14 @@ def test_a_promotion_is_refused_when_another_one_changed_the_canary(
             kube.put(ISVC, service)
 
     settings = fast(settle_s=0.5)
-    KServeCanary(connect(), MODEL, settings).add("v2", f"{URI}/v2")
+    KServeCanary(connect(), MODEL, settings).add("v2", f"{URI}/v2", replicas=2)
     traffic = KServeCanary(connect(), MODEL, settings, sleep=interfere)
     with pytest.raises(ClusterError, match=r"testing value /spec/canary/0/trafficPercent failed"):
-        traffic.promote()
+        traffic.promote(replicas=2)
     assert kube.get(ISVC, MODEL)["spec"]["predictor"]["name"] == "v1"
 
 
 def test_a_version_too_long_for_kubernetes_is_refused(kube: Kube, connect: Connect) -> None:
     kube.serve(MODEL, "v1")
     with pytest.raises(RolloutError, match="at most 63 are allowed"):
-        KServeCanary(connect(), MODEL, fast()).add("v" * 50, f"{URI}/v2")
+        KServeCanary(connect(), MODEL, fast()).add("v" * 50, f"{URI}/v2", replicas=2)

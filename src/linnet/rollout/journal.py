@@ -47,7 +47,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """A rollout's state. `window` is what the evidence needs to go on after a restart."""
+    """A rollout's state. `window` is what the evidence needs to go on after a restart.
+
+    `replicas`: the model's pods, all in all, as the rollout found them.
+    """
 
     model: str
     candidate: str
@@ -57,6 +60,7 @@ class Record:
     phase: Phase
     started: float
     weight: int = 0
+    replicas: int = 1
     reason: str = ""
     window: dict[str, Any] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()

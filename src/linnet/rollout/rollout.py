@@ -280,6 +280,7 @@ class Rollouts:
             phase="adding",
             started=time.time(),
             weight=shown.weight,
+            replicas=shown.replicas,
         )
 
     def _require_same(self, record: Record, address: str | None) -> None:
@@ -326,7 +327,7 @@ class Rollouts:
         if shown.champion is None:
             raise RolloutError(f"the InferenceService {self._model} is gone: nothing serves")
         try:
-            self._traffic.add(record.candidate, record.candidate_uri)
+            self._traffic.add(record.candidate, record.candidate_uri, replicas=record.replicas)
         except RolloutBusyError:
             raise
         except RolloutError as error:
@@ -359,7 +360,7 @@ class Rollouts:
         if weight is None:
             return self._against(record, "the candidate was taken away by another")
         if weight != record.weight or not record.window:
-            self._traffic.set_weight(weight)
+            self._traffic.set_weight(weight, replicas=record.replicas)
             record = replace(record, weight=weight, window=self._open_window(record))
         judgement, record = self._judged(record)
         ends: dict[str, Phase] = {"abort": "aborting", "done": "promoting"}
@@ -407,7 +408,7 @@ class Rollouts:
 
     def _advance(self, record: Record, weight: int) -> Record:
         try:
-            self._traffic.set_weight(weight)
+            self._traffic.set_weight(weight, replicas=record.replicas)
         except RolloutBusyError:
             raise
         except RolloutError as error:
@@ -425,8 +426,8 @@ class Rollouts:
         if self._shown_weight(record) is None and not self._serves(shown, record):
             return self._against(record, "the candidate was taken away by another")
         if shown.candidate is not None:
-            self._traffic.add(record.candidate, record.candidate_uri)
-        self._traffic.promote()
+            self._traffic.add(record.candidate, record.candidate_uri, replicas=record.replicas)
+        self._traffic.promote(replicas=record.replicas)
         return self._finished(replace(record, weight=100), record.reason)
 
     def _finished(self, record: Record, reason: str) -> Record:
@@ -448,7 +449,7 @@ class Rollouts:
         elif self._serves(shown, record):
             return self._finished(record, "it was promoted before it could be taken back")
         elif shown.candidate is None or shown.candidate.version == record.candidate:
-            self._traffic.remove()
+            self._traffic.remove(replicas=record.replicas)
         self._drop_candidate(record)
         tags = {"rollout": "aborted", "rollout_reason": record.reason[:4000]}
         self._registry.tag(self._model, record.candidate_uri, tags)

@@ -74,9 +74,14 @@ class RouteSplit:
         weights = weights_of(route)
         services = list(weights)
         champion = self._backend(services[0])
+        found = self._cluster.find(
+            INFERENCE_SERVICES, self._name(champion.version), namespace=self._namespace
+        )
+        replicas = int(found["spec"]["predictor"].get("minReplicas") or 1) if found else 1
         if len(services) == 1:
-            return Shown(champion, None, 0)
-        return Shown(champion, self._backend(services[1]), weights[services[1]])
+            return Shown(champion, None, 0, replicas)
+        candidate, weight = self._backend(services[1]), weights[services[1]]
+        return Shown(champion, candidate, weight, replicas)
 
     def create(self, version: str, uri: str) -> None:
         """Serve the first release and make the route."""
@@ -88,7 +93,7 @@ class RouteSplit:
             )
         self._wait({service: 100})
 
-    def add(self, version: str, uri: str) -> None:
+    def add(self, version: str, uri: str, *, replicas: int) -> None:
         """Serve the candidate as the champion is served, without requests but mirrored ones."""
         shown = self.show()
         if shown.champion is None:
@@ -100,28 +105,28 @@ class RouteSplit:
         if shown.candidate is None:
             self._weigh({shown.champion.service: 100, self._service(version): 0})
 
-    def set_weight(self, weight: int) -> None:
+    def set_weight(self, weight: int, *, replicas: int) -> None:
         """Scale the candidate in proportion, then set the weights and wait for the route."""
         shown = self.show()
         if shown.champion is None or shown.candidate is None:
             raise RolloutError(f"the HTTPRoute {self._model} has no candidate: another changed it")
         if weight:
-            self._scale(shown.champion.version, shown.candidate, weight)
+            self._scale(shown.candidate, weight, replicas)
         self._weigh({shown.champion.service: 100 - weight, shown.candidate.service: weight})
 
-    def promote(self) -> None:
+    def promote(self, *, replicas: int) -> None:
         """Leave the candidate alone in the route, then delete the old InferenceService."""
         shown = self.show()
         if shown.champion is not None and shown.candidate is not None:
-            self.set_weight(100)
+            self.set_weight(100, replicas=replicas)
             self._weigh({shown.candidate.service: 100})
         self._clean()
 
-    def remove(self) -> None:
+    def remove(self, *, replicas: int) -> None:
         """Set the weight to 0, take the candidate out of the route, then delete it."""
         shown = self.show()
         if shown.champion is not None and shown.candidate is not None:
-            self.set_weight(0)
+            self.set_weight(0, replicas=replicas)
             self._weigh({shown.champion.service: 100})
         self._clean()
 
@@ -184,11 +189,7 @@ class RouteSplit:
             "spec": {"predictor": predictor},
         }
 
-    def _scale(self, champion: str, candidate: Backend, weight: int) -> None:
-        found = self._cluster.get(
-            INFERENCE_SERVICES, self._name(champion), namespace=self._namespace
-        )
-        most = int(found["spec"]["predictor"].get("minReplicas") or 1)
+    def _scale(self, candidate: Backend, weight: int, most: int) -> None:
         replicas = max(min(self._settings.replicas, most), math.ceil(most * weight / 100))
         name = self._name(candidate.version)
         there = self._cluster.get(INFERENCE_SERVICES, name, namespace=self._namespace)

@@ -44,11 +44,15 @@ class Backend:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the cluster shows of a model: who serves, who is beside it, and with which weight."""
+    """What the cluster shows of a model: who serves, who is beside it, and with which weight.
+
+    `replicas` are the champion's, as asked for.
+    """
 
     champion: Backend | None
     candidate: Backend | None
     weight: int
+    replicas: int = 1
 
 
 class Traffic(Protocol):
@@ -62,16 +66,19 @@ class Traffic(Protocol):
     def create(self, version: str, uri: str) -> None:
         """Serve a model's first release, and wait until it is ready."""
 
-    def add(self, version: str, uri: str) -> None:
-        """Put a candidate beside the champion without any requests, and wait until it is ready."""
+    def add(self, version: str, uri: str, *, replicas: int) -> None:
+        """Put a candidate beside the champion without any requests, and wait until it is ready.
 
-    def set_weight(self, weight: int) -> None:
+        `replicas`: the model's pods, all in all, before there was a candidate.
+        """
+
+    def set_weight(self, weight: int, *, replicas: int) -> None:
         """Give the candidate this percentage of the requests, and wait until it has it."""
 
-    def promote(self) -> None:
+    def promote(self, *, replicas: int) -> None:
         """Make the candidate, which has all the traffic, the only one."""
 
-    def remove(self) -> None:
+    def remove(self, *, replicas: int) -> None:
         """Take the candidate's requests away, wait, and then take the candidate away."""
 
     def delete(self) -> None:
@@ -123,11 +130,12 @@ class KServeCanary:
             )
         champion = self._backend(service["spec"]["predictor"])
         if not canaries:
-            return Shown(champion, None, 0)
+            return Shown(champion, None, 0, _replicas(service))
         return Shown(
             champion,
             self._backend(canaries[0]["predictor"]),
             int(canaries[0].get("trafficPercent", 0)),
+            _replicas(service),
         )
 
     def create(self, version: str, uri: str) -> None:
@@ -139,50 +147,61 @@ class KServeCanary:
         self._waits.ready(f"{self._model}-{version}-predictor", version)
         self._waits.route({f"{self._model}-{version}-predictor": 100})
 
-    def add(self, version: str, uri: str) -> None:
+    def add(self, version: str, uri: str, *, replicas: int) -> None:
         """Add the candidate at 0 %, with the champion's own pod settings and its own release."""
         self._require_names(version)
         service = self._service()
         if not service["spec"].get("canary"):
             predictor = service["spec"]["predictor"]
+            first = min(self._settings.replicas, replicas)
             canary = {
                 "trafficPercent": 0,
                 "predictor": {
                     "name": version,
-                    "minReplicas": min(self._settings.replicas, _replicas(service)),
+                    "minReplicas": first,
                     "model": {**predictor["model"], "storageUri": uri},
                 },
             }
-            self._patch([_put("/spec/canary", [canary])])
+            # Of one pod KServe takes none.
+            asked = replicas + first if replicas > 1 else replicas
+            more = _put("/spec/predictor/minReplicas", asked)
+            self._patch([_put("/spec/canary", [canary]), more])
         self._waits.ready(f"{self._model}-{version}-predictor", version)
 
-    def set_weight(self, weight: int) -> None:
-        """Set `trafficPercent`, and replicas in proportion; wait for the route and the pods.
+    def set_weight(self, weight: int, *, replicas: int) -> None:
+        """Set `trafficPercent`, and pods in proportion; wait for the route and the pods.
 
-        The candidate's replicas never become fewer while it is there: at 0 % it may still be
-        answering.
+        KServe takes the pods that a ready canary asks for from those that the champion asks for, at
+        once. So the champion asks for as many more, and has what its share of the requests needs.
+        The candidate's own never become fewer while it is there: at 0 % it may still be answering.
         """
         service = self._service()
         canary = self._only_canary(service)
-        replicas = max(
-            int(canary["predictor"].get("minReplicas") or 0),
-            min(self._settings.replicas, _replicas(service)),
-            math.ceil(_replicas(service) * weight / 100),
-        )
+        there = int(canary["predictor"].get("minReplicas") or 0)
+        share = math.ceil(replicas * weight / 100)
+        wanted = max(there, min(self._settings.replicas, replicas), share)
+        champion = self._backend(service["spec"]["predictor"])
+        candidate = self._backend(canary["predictor"])
+        same = _test("/spec/canary/0/predictor/name", canary["predictor"]["name"])
+        pods = _put("/spec/canary/0/predictor/minReplicas", wanted)
+        if wanted > there:
+            more = _replicas(service) - there + wanted
+            self._patch([same, _put("/spec/predictor/minReplicas", more), pods])
+            self._waits.ready(candidate.service, candidate.version)
+        rest = math.ceil(replicas * (100 - weight) / 100)
         self._patch(
             [
-                _test("/spec/canary/0/predictor/name", canary["predictor"]["name"]),
-                _put("/spec/canary/0/predictor/minReplicas", replicas),
+                same,
+                pods,
+                _put("/spec/predictor/minReplicas", rest + wanted),
                 _put("/spec/canary/0/trafficPercent", weight),
             ]
         )
-        champion = self._backend(service["spec"]["predictor"])
-        candidate = self._backend(canary["predictor"])
         self._waits.route({champion.service: 100 - weight, candidate.service: weight})
         if weight:
             self._waits.ready(candidate.service, candidate.version)
 
-    def promote(self) -> None:
+    def promote(self, *, replicas: int) -> None:
         """Rename the stable predictor to the candidate and remove the canary, in one patch.
 
         The candidate's Deployment becomes the stable one with its pods as they are. Before it the
@@ -196,7 +215,7 @@ class KServeCanary:
         canary = self._only_canary(service)
         champion = self._backend(service["spec"]["predictor"])
         candidate = self._backend(canary["predictor"])
-        self.set_weight(100)
+        self.set_weight(100, replicas=replicas)
         self._patch(
             [
                 _test("/spec/canary/0/predictor/name", candidate.version),
@@ -206,23 +225,25 @@ class KServeCanary:
                     for key, value in canary["predictor"].items()
                     if key != "minReplicas"
                 ),
+                _put("/spec/predictor/minReplicas", replicas),
                 {"op": "remove", "path": "/spec/canary"},
             ]
         )
         self._alone(candidate)
         self._waits.gone(champion.service)
 
-    def remove(self) -> None:
+    def remove(self, *, replicas: int) -> None:
         """Set the weight to 0, wait until the route carries it, then remove the canary."""
         service = self._service()
         champion = self._backend(service["spec"]["predictor"])
         if service["spec"].get("canary"):
             candidate = self._backend(self._only_canary(service)["predictor"])
-            self.set_weight(0)
+            self.set_weight(0, replicas=replicas)
             self._patch(
                 [
                     _test("/spec/canary/0/predictor/name", candidate.version),
                     _test("/spec/canary/0/trafficPercent", 0),
+                    _put("/spec/predictor/minReplicas", replicas),
                     {"op": "remove", "path": "/spec/canary"},
                 ]
             )
