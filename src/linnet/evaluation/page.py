@@ -158,7 +158,8 @@ def _threshold_curves(report: Report) -> list[tuple[Curve, float]]:
         ]
         if fitted.aim != "recall_at_precision":
             value = _pairs(curve.threshold, (value / highest for value in curve.value))
-            drawn.append(Curve(fitted.words, value, 3, ""))
+            scale = "" if highest == 1 else f"1.0 is {highest:.3g}"
+            drawn.append(Curve(fitted.words, value, 3, scale))
         return [(line, chosen[curve.name]) for line in drawn]
     highest = max(1.0, *(max(curve.value) for curve in fitted.curves))
     even = 1 / len(report.classes)
