@@ -14,7 +14,9 @@ from linnet.errors import DatasetError, GraphError
 from linnet.inference.session import FP32_MODEL, MODEL, Graph, GraphManifest, Session
 from linnet.machine import int8_saturates
 from linnet.release import quantization
+from linnet.release.bundle import release
 from linnet.release.export import export
+from linnet.release.opening import open_release
 from linnet.release.quantization import (
     Side,
     check_calibration,
@@ -23,9 +25,9 @@ from linnet.release.quantization import (
     quantized,
     with_temperature,
 )
-from linnet.settings import ExportSettings
+from linnet.settings import ExportSettings, ReleaseSettings
 from tests.evaluation.test_export import SIDE, write_checkpoint
-from tests.release_parts import write_dataset, write_graph
+from tests.release_parts import write_dataset, write_graph, write_report
 
 AUTO = ExportSettings(int8="auto", int8_calibration_pictures=32)
 
@@ -277,3 +279,19 @@ def test_an_older_manifest_without_precision_and_profile_still_loads(tmp_path: P
     manifest = GraphManifest.load(graph)
     assert (manifest.precision, manifest.profile) == (None, None)
     assert manifest.served_precision == "fp32"
+
+
+def test_a_release_of_an_int8_graph_says_so_and_leaves_fp32_behind(
+    tmp_path: Path, dataset: Path
+) -> None:
+    graph = write_graph(tmp_path / "graph")
+    (graph / FP32_MODEL).write_bytes(b"the graph that int8 was made of")
+    values = json.loads((graph / "graph.json").read_text())
+    values["precision"] = {"asked": "auto", "served": "int8", "reason": "faster"}
+    (graph / "graph.json").write_text(json.dumps(values))
+    report = write_report(tmp_path / "report", graph, dataset)
+    settings = ReleaseSettings(root=str(tmp_path / "releases"))
+    released = release(graph, report, dataset, model="colours", settings=settings)
+    opened = open_release(released.uri, scratch=tmp_path)
+    assert opened.manifest["precision"] == "int8"
+    assert FP32_MODEL not in opened.manifest["files"]

@@ -69,6 +69,7 @@ def test_a_release_holds_the_graph_its_report_samples_and_a_manifest(
     assert manifest["kind"] == "linnet/release/v1"
     assert manifest["classes"] == ["blue", "green", "red"]
     assert manifest["preprocessing"] == {"size_px": 8, "fit": "squash"}
+    assert manifest["precision"] == "fp32"
     assert manifest["input"] == {"name": "pictures", "dtype": "UINT8", "shape": [-1, 8, 8, 3]}
     assert manifest["output"] == {"name": "probabilities", "dtype": "FP32", "shape": [-1, 3]}
     assert manifest["provenance"]["dataset_version"] == "0123456789ab"
