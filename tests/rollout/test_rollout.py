@@ -144,6 +144,21 @@ def test_a_rollout_outlasts_an_api_that_is_away_for_a_while(kube: Kube, rollouts
     assert kube.lost == 0
 
 
+def test_a_rollout_outlasts_an_api_that_knows_no_roles_yet_after_its_start(
+    kube: Kube, rollouts: Make
+) -> None:
+    kube.serve(MODEL, "v1")
+    everything = {(verb, "configmaps") for verb in ("get", "patch")}
+
+    def started_anew(entry: Any) -> None:
+        if entry.verdict == "weight" and entry.weight == 25:
+            kube.denied |= everything
+            threading.Timer(1.0, kube.denied.clear).start()
+
+    assert rollouts(watch=started_anew).start().phase == "done"
+    assert kube.lost == 0
+
+
 def test_a_second_process_refuses_while_the_first_is_at_it(
     kube: Kube, rollouts: Make, connect: Callable[..., Cluster]
 ) -> None:

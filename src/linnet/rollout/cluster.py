@@ -31,6 +31,9 @@ Body = Object | list[Object]
 
 _TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)
 _TRANSIENT = (429, 500, 502, 503, 504)
+# An API server that has just started refuses everyone until it has read the roles.
+_DENIED = (401, 403)
+_DENIED_S = 15.0
 _LONGEST_PAUSE_S = 8.0
 _HOME = Path("~/.kube/config")
 
@@ -266,6 +269,7 @@ class Cluster:
     ) -> tuple[int, bytes]:
         """Send until there is an answer that is not a moment's failure, or patience ends."""
         deadline = time.monotonic() + self._patience_s
+        denied_until: float | None = None
         pause_s = 0.25
         told = False
         while True:
@@ -280,7 +284,13 @@ class Cluster:
                         "see whether it is up and run the same command again"
                     ) from error
             else:
-                if status not in _TRANSIENT or time.monotonic() + pause_s > deadline:
+                now = time.monotonic()
+                if status in _DENIED and not _by_webhook(answer):
+                    denied_until = denied_until or now + _DENIED_S
+                    over = now + pause_s > min(deadline, denied_until)
+                else:
+                    over = status not in _TRANSIENT or now + pause_s > deadline
+                if over:
                     if told:
                         logger.info("the Kubernetes API answers again")
                     return status, answer
@@ -333,7 +343,7 @@ def _refuse(status: int, answer: bytes, verb: str, kind: Kind, what: str, addres
             f"the Kubernetes API at {address} does not accept the credentials ({message}): "
             "renew the kubeconfig's login or the ServiceAccount's token"
         )
-    if status == 403 and "admission webhook" not in message:
+    if status == 403 and not _by_webhook(answer):
         raise ClusterForbiddenError(
             f"not allowed to {verb} {what} ({message}): bind a Role with the verb {verb} on "
             f"{kind.full_name}, as the chart's rollout Role has it"
@@ -343,6 +353,10 @@ def _refuse(status: int, answer: bytes, verb: str, kind: Kind, what: str, addres
     if status == 409:
         raise ClusterConflictError(f"could not {verb} {what}, it was changed by another: {message}")
     raise ClusterError(f"the Kubernetes API refused to {verb} {what}: {message} (status {status})")
+
+
+def _by_webhook(answer: bytes) -> bool:
+    return "admission webhook" in _message(answer)
 
 
 def _message(answer: bytes) -> str:
