@@ -33,7 +33,9 @@ def tag(kubectl: Kubectl) -> str:
     revision = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     tag = os.environ.get("LINNET_IMAGE_TAG", revision.stdout.strip())
     nodes = json.loads(kubectl.run("get", "nodes", "-o", "json"))["items"]
-    there = {name for node in nodes for of in node["status"]["images"] for name in of["names"]}
+    # A node that has just started has told of none yet.
+    images = [one for node in nodes for one in node["status"].get("images") or ()]
+    there = {name for one in images for name in one["names"]}
     for image in (f"linnet/cpu:{tag}", f"linnet/gpu:{tag}"):
         if not any(name.endswith(image) for name in there):
             pytest.skip(f"needs the image {image} on a node: make images kind-load")
