@@ -11,6 +11,9 @@ from linnet.stores.tracking import Tracker, open_client
 logger = logging.getLogger(__name__)
 
 _TAG_CHARACTERS = 500
+# What Kubeflow 2.17 tells the last step of a run in which no step failed: SUCCEEDED, or RUNNING
+# where a branch was not taken, as it counts that branch as still to come.
+_NO_STEP_FAILED = ("SUCCEEDED", "RUNNING")
 
 
 def record_outcome(
@@ -22,6 +25,7 @@ def record_outcome(
     registered model, if there is one, and to the MLflow run that was joined, if one was. MLflow
     out of reach is a warning: how the run ended stays as it is.
     """
+    state = "SUCCEEDED" if state in _NO_STEP_FAILED else state
     sentence = f"{model}: run {run} ended as {state}" + (f": {error}" if error else "")
     logger.log(logging.INFO if state == "SUCCEEDED" else logging.ERROR, "%s", sentence)
     tags = {
