@@ -120,6 +120,18 @@ def test_every_server_has_a_disruption_budget_that_lets_a_node_be_drained(overla
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_prometheus_loads_the_rules_that_the_chart_labels(overlay: str) -> None:
+    values = yaml.safe_load((rendering.ROOT.parent / "helm/linnet/values.yaml").read_text("utf-8"))
+    sidecar = dict(containers(overlay))["prometheus/rules"]
+    given = {one["name"]: one["value"] for one in sidecar["env"]}
+    (config,) = (one for one in rendered(overlay) if "prometheus.yml" in one.get("data", {}))
+    assert values["monitoring"]["ruleLabels"] == {given["LABEL"]: given["LABEL_VALUE"]}
+    assert yaml.safe_load(config["data"]["prometheus.yml"])["rule_files"] == [
+        f"{given['FOLDER']}/*.yaml"
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_service_finds_its_pods(overlay: str) -> None:
     for service in (one for one in rendered(overlay) if one["kind"] == "Service"):
         found = [
