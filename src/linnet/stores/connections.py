@@ -73,9 +73,7 @@ class Connections:
             ),
             release_root=env.get("LINNET_RELEASE_ROOT", str(workspace / "releases")),
             tracking_run_id=env.get("MLFLOW_RUN_ID"),
-            search_storage=env.get(
-                "LINNET_SEARCH_STORAGE", f"sqlite:///{workspace / 'search.db'}"
-            ),
+            search_storage=env.get("LINNET_SEARCH_STORAGE", f"sqlite:///{workspace / 'search.db'}"),
             s3_endpoint=env.get("AWS_ENDPOINT_URL_S3", env.get("AWS_ENDPOINT_URL")),
             s3_access_key=env.get("AWS_ACCESS_KEY_ID"),
             s3_secret_key=env.get("AWS_SECRET_ACCESS_KEY"),
