@@ -153,8 +153,6 @@ def test_ctrl_c_at_any_step_ends_cleanly_with_nothing_half_released(
 ) -> None:
     workspace = tmp_path / "workspace"
     command = [LINNET, "run", str(settings), "--workspace", str(workspace)]
-    # Tests that were started in the background may have Ctrl-C ignored, and that is inherited.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert run.stderr is not None
     for line in run.stderr:
