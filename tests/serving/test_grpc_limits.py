@@ -68,7 +68,7 @@ def test_all_messages_together_are_bounded(start: Start, release: object) -> Non
         seen: Counter[str] = Counter()
         with grpc.insecure_channel(server.grpc, options) as channel:
             send = channel.unary_unary(INFER)
-            calls = [send.future(large, timeout=60) for _ in range(12)]
+            calls = [send.future(large, timeout=60) for _ in range(24)]
             for call in calls:
                 code = call.code()
                 seen[code.name] += 1
@@ -84,6 +84,7 @@ def test_all_messages_together_are_bounded(start: Start, release: object) -> Non
         with ThreadPoolExecutor(4) as pool:
             seen = sum(pool.map(flood, range(4)), Counter[str]())
         assert set(seen) == {"OK", "RESOURCE_EXHAUSTED"}, seen
-        assert server.rss_mib() - before < 150
+        # All of them at once would be 620 MiB, and as much again once decoded.
+        assert server.rss_mib() - before < 450
         answer = v2.ModelInferResponse.FromString(channel.unary_unary(INFER)(GOOD, timeout=20))
     assert len(answer.outputs) == 5
