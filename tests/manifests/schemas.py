@@ -1,9 +1,12 @@
 """What is wrong with a manifest: fields no API server would know, and pods that are too free."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import kubernetes_validate
 import yaml
@@ -137,10 +140,36 @@ def _wrong(value: Any, kind: str, path: str) -> Iterator[str]:
         yield from _unknown(value, _kserve(kind), path)
 
 
-@cache
-def _kserve(name: str) -> Any:
-    """Return a model of KServe's SDK, or of Kubernetes' that it refers to."""
-    import kserve.models
-    import kubernetes.client
+class _Model(NamedTuple):
+    """What an OpenAPI client knows of an object: attributes by field, and their types."""
 
-    return getattr(kserve.models, name, None) or getattr(kubernetes.client, name)
+    attribute_map: dict[str, str]
+    openapi_types: dict[str, str]
+
+
+def _kserve(name: str) -> _Model:
+    """Return a model of KServe's SDK, or of Kubernetes' that it refers to."""
+    return _Model(**_models()[name])
+
+
+@cache
+def _models() -> dict[str, Any]:
+    """Read both packages' models in another process.
+
+    Importing kserve registers V2's protocol buffers under names that tritonclient, which other
+    tests use, has registered too, and Python's protobuf takes a name once a process.
+    """
+    dumped = subprocess.run([sys.executable, "-c", _DUMP], capture_output=True, check=True)
+    models: dict[str, Any] = json.loads(dumped.stdout)
+    return models
+
+
+_DUMP = """
+import json, kubernetes.client, kserve.models
+print(json.dumps({
+    name: {"attribute_map": model.attribute_map, "openapi_types": model.openapi_types}
+    for package in (kubernetes.client, kserve.models)
+    for name, model in vars(package).items()
+    if hasattr(model, "openapi_types")
+}))
+"""
