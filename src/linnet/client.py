@@ -11,7 +11,7 @@ Source: the Open Inference Protocol, and Triton's binary tensor data extension.
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 from urllib.parse import quote, urlsplit
 
@@ -72,6 +72,7 @@ class ModelDescription:
     platform: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Client:
@@ -151,9 +152,25 @@ class Client:
         answers: list[Answer] = []
         for piece in _pieces(pictures, self._size):
             tensor = _input(piece)
-            outputs = self._transport.infer(self.model, self.version, tensor)
+            outputs = self._transport.infer(self.model, self.version, tensor, OUTPUTS)
             answers += _answers(outputs, tensor.shape[0], self.server)
         return answers
+
+    def infer(self, name: str, pictures: Pictures, outputs: Sequence[str]) -> Mapping[str, Any]:
+        """Return the named outputs of one request, for models with other tensors than ours.
+
+        `name`: the input's. `pictures`: encoded ones, or uint8 of the shape that the model takes.
+        FP32 and BOOL come as arrays, BYTES as a sequence of bytes or text.
+
+        Raises:
+            ServerError: or a subclass, as `predict`.
+        """
+        tensor = (
+            _Input(name, "UINT8", pictures.shape, pictures.tobytes())
+            if isinstance(pictures, np.ndarray)
+            else replace(_input(pictures), name=name)
+        )
+        return self._transport.infer(self.model, self.version, tensor, outputs)
 
 
 def _pieces(pictures: Pictures, most: int) -> Iterator[Pictures]:
@@ -241,7 +258,9 @@ class _Transport(Protocol):
     def only_model(self) -> str: ...
     def ready(self, model: str, version: str | None) -> bool: ...
     def describe(self, model: str, version: str | None) -> ModelDescription: ...
-    def infer(self, model: str, version: str | None, tensor: _Input) -> Mapping[str, Any]: ...
+    def infer(
+        self, model: str, version: str | None, tensor: _Input, outputs: Sequence[str]
+    ) -> Mapping[str, Any]: ...
     def close(self) -> None: ...
 
 
@@ -290,22 +309,26 @@ class _Rest:
     def describe(self, model: str, version: str | None) -> ModelDescription:
         said = self._json("GET", _path(model, version))
         try:
+            inputs, outputs = (
+                tuple(
+                    Tensor(one["name"], one["datatype"], tuple(one["shape"])) for one in said[kind]
+                )
+                for kind in ("inputs", "outputs")
+            )
             return ModelDescription(
                 said["name"],
                 tuple(said.get("versions", ())),
                 said["platform"],
-                *(
-                    tuple(
-                        Tensor(one["name"], one["datatype"], tuple(one["shape"]))
-                        for one in said[kind]
-                    )
-                    for kind in ("inputs", "outputs")
-                ),
+                inputs,
+                outputs,
+                said.get("properties") or {},
             )
         except (KeyError, TypeError) as error:
             raise self._not_v2(error) from error
 
-    def infer(self, model: str, version: str | None, tensor: _Input) -> Mapping[str, Any]:
+    def infer(
+        self, model: str, version: str | None, tensor: _Input, outputs: Sequence[str]
+    ) -> Mapping[str, Any]:
         header = json.dumps(
             {
                 "inputs": [
@@ -316,7 +339,7 @@ class _Rest:
                         "parameters": {"binary_data_size": len(tensor.raw)},
                     }
                 ],
-                "outputs": [{"name": name} for name in OUTPUTS],
+                "outputs": [{"name": name} for name in outputs],
                 "parameters": {"binary_data_output": True},
             }
         ).encode()
@@ -368,7 +391,7 @@ class _Rest:
         if response.status in _BUSY:
             raise _busy(self._server, said)
         if 400 <= response.status < 500:
-            raise RequestRefusedError(f"{self._server} refused the request: {said}")
+            raise RequestRefusedError(f"{self._server} refused the request: {said}", said=said)
         raise ServerError(f"{self._server} failed with {response.status}: {said}")
 
 
@@ -444,15 +467,19 @@ class _Grpc:
             tuple(Tensor(one.name, one.datatype, tuple(one.shape)) for one in tensors)
             for tensors in (said.inputs, said.outputs)
         )
-        return ModelDescription(said.name, tuple(said.versions), said.platform, inputs, outputs)
+        return ModelDescription(
+            said.name, tuple(said.versions), said.platform, inputs, outputs, dict(said.properties)
+        )
 
-    def infer(self, model: str, version: str | None, tensor: _Input) -> Mapping[str, Any]:
+    def infer(
+        self, model: str, version: str | None, tensor: _Input, outputs: Sequence[str]
+    ) -> Mapping[str, Any]:
         said = self._call(
             "ModelInfer",
             model_name=model,
             model_version=version or "",
             inputs=[{"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}],
-            outputs=[{"name": name} for name in OUTPUTS],
+            outputs=[{"name": name} for name in outputs],
             raw_input_contents=[tensor.raw],
         )
         try:
@@ -488,7 +515,7 @@ class _Grpc:
             return _busy(self._server, said)
         if code in (codes.INTERNAL, codes.UNKNOWN, codes.DATA_LOSS):
             return ServerError(f"{self._server} failed with {code.name}: {said}")
-        return RequestRefusedError(f"{self._server} refused the request: {said}")
+        return RequestRefusedError(f"{self._server} refused the request: {said}", said=said)
 
 
 def _retry_policy(retries: int) -> dict[str, Any]:

@@ -107,7 +107,11 @@ class ServerBusyError(ServerError):
 
 
 class RequestRefusedError(ServerError):
-    """The model server says what is wrong with the request."""
+    """The model server says what is wrong with the request; `said` has its own words, if any."""
+
+    def __init__(self, message: str, *, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class GateRefusedError(LinnetError):
