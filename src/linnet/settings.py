@@ -7,7 +7,7 @@ environment: where stores and services live is in `linnet.stores.connections`.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -34,6 +34,19 @@ class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, every default validated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    called: ClassVar[str] = "settings"
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a YAML file (none: the defaults) and apply overrides like `train.size_px=128`.
+
+        Raises:
+            SettingsError: the file is absent or not YAML, or a key or value is wrong.
+        """
+        values = {} if path is None else read_yaml(path, list(cls.model_fields))
+        for override in overrides:
+            apply_override(values, override)
+        return cls.parse(values, where=cls.called if path is None else str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "settings") -> Self:
@@ -108,7 +121,19 @@ class IngestSettings(Settings):
 
 
 Augmentation = Literal["none", "light", "standard", "strong"]
-Monitor = Literal["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"]
+# Those of `positive` are for two classes.
+Monitor = Literal[
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_macro_precision",
+    "val_macro_recall",
+    "val_macro_f1",
+    "val_roc_auc",
+    "val_positive_precision",
+    "val_positive_recall",
+    "val_positive_f1",
+]
 
 
 class StageSettings(Settings):
@@ -194,6 +219,9 @@ class TrainSettings(Settings):
     monitor: Monitor = Field("val_macro_f1", description="what early stopping and `best` follow")
     keep: tuple[Monitor, ...] = Field(
         ("val_macro_f1", "val_loss"), description="a best checkpoint is kept for each of these"
+    )
+    positive: str | None = Field(
+        None, description="the class that val_positive_… are of, of two; null: the second"
     )
     head_init: Literal["undecided", "xavier"] = Field(
         "undecided",
@@ -284,6 +312,11 @@ class ExportSettings(Settings):
         1e-3, gt=0.0, description="largest difference of a probability, torch against ONNX Runtime"
     )
     min_label_agreement: Fraction = Field(1.0, description="share of equal labels that is needed")
+    flip: Literal["none", "horizontal"] = Field(
+        "none",
+        description="horizontal: the graph answers a picture and its mirror image and takes the "
+        "mean of their scores, at twice the work",
+    )
     int8: OptionalPrecision = Field(
         "off",
         description="a quantized graph; auto: it serves if it is as good and faster here; "
@@ -464,18 +497,6 @@ class RunSettings(Settings):
         """Return one section as plain JSON values without nulls, as it travels to a step."""
         values: dict[str, Any] = _without_nulls(self.model_dump(mode="json")[name])
         return values
-
-    @classmethod
-    def load(cls, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Self:
-        """Read a run's YAML (none: the defaults) and apply overrides like `train.size_px=128`.
-
-        Raises:
-            SettingsError: the file is absent or not YAML, or a key or value is wrong.
-        """
-        values = {} if path is None else read_yaml(path, list(cls.model_fields))
-        for override in overrides:
-            apply_override(values, override)
-        return cls.parse(values, where="settings" if path is None else str(path))
 
 
 def read_yaml(path: Path, sections: list[str]) -> dict[str, Any]:

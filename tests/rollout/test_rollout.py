@@ -200,13 +200,18 @@ def test_another_process_can_end_a_rollout_that_is_under_way(
     assert kube.lost == 0
 
 
-def test_promote_and_abort_go_on_with_a_rollout_that_nobody_carries_out(
-    kube: Kube, rollouts: Make, connect: Callable[..., Cluster]
-) -> None:
+def cut_off(kube: Kube, rollouts: Make, connect: Callable[..., Cluster]) -> None:
+    """Start a rollout from v1 that loses its cluster for good in the middle."""
     kube.serve(MODEL, "v1")
     kube.ends["first"] = (7, True)
     with pytest.raises(ClusterUnreachableError):
         rollouts(cluster=connect(token="first", patience_s=0)).start()
+
+
+def test_promote_and_abort_go_on_with_a_rollout_that_nobody_carries_out(
+    kube: Kube, rollouts: Make, connect: Callable[..., Cluster]
+) -> None:
+    cut_off(kube, rollouts, connect)
     with pytest.raises(RolloutError, match="no process carries it on"):
         rollouts(cluster=connect(token="second")).follow()
     assert rollouts(cluster=connect(token="second")).promote().phase == "done"
@@ -222,10 +227,7 @@ def test_abort_takes_away_a_canary_that_was_made_by_hand(kube: Kube, rollouts: M
 def test_a_weight_set_by_hand_is_gone_on_from(
     kube: Kube, rollouts: Make, connect: Callable[..., Cluster]
 ) -> None:
-    kube.serve(MODEL, "v1")
-    kube.ends["first"] = (7, True)
-    with pytest.raises(ClusterUnreachableError):
-        rollouts(cluster=connect(token="first", patience_s=0)).start()
+    cut_off(kube, rollouts, connect)
     service = kube.get(ISVC, MODEL)
     service["spec"]["canary"][0]["trafficPercent"] = 33
     kube.put(ISVC, service)
@@ -458,9 +460,6 @@ def test_without_a_candidate_in_the_registry_a_release_must_be_named(
 def test_another_release_is_refused_while_a_rollout_is_unfinished(
     kube: Kube, rollouts: Make, connect: Callable[..., Cluster]
 ) -> None:
-    kube.serve(MODEL, "v1")
-    kube.ends["first"] = (7, True)
-    with pytest.raises(ClusterUnreachableError):
-        rollouts(cluster=connect(token="first", patience_s=0)).start()
+    cut_off(kube, rollouts, connect)
     with pytest.raises(RolloutError, match=r"a rollout of v2 is under way at \d+ %"):
         rollouts(cluster=connect(token="second")).start("v3")

@@ -1,12 +1,11 @@
 """How the server listens, batches, limits and stops."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
 from linnet.data.pictures import MAX_PIXELS
-from linnet.settings import Count, Settings, apply_override, read_yaml
+from linnet.settings import Count, Settings
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
@@ -14,6 +13,8 @@ Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
 
 class ServeSettings(Settings):
     """Everything the server can be told; the defaults suit one machine and a container alike."""
+
+    called: ClassVar[str] = "server settings"
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: every interface")
     rest_port: Port = Field(8080, description="port of REST; 0: any free one")
@@ -93,15 +94,3 @@ class ServeSettings(Settings):
     access_log: Literal["all", "errors", "none"] = Field(
         "all", description="requests that get a line in the log"
     )
-
-    @classmethod
-    def load(cls, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Self:
-        """Read a YAML file of these settings (none: the defaults), apply `key=value` overrides.
-
-        Raises:
-            SettingsError: the file is absent or not YAML, or a key or value is wrong.
-        """
-        values = {} if path is None else read_yaml(path, list(cls.model_fields))
-        for override in overrides:
-            apply_override(values, override)
-        return cls.parse(values, where="server settings" if path is None else str(path))

@@ -6,23 +6,16 @@ name. The route `<model>` says who is champion (its first backend) and who is be
 
 import json
 import math
-import time
-from collections.abc import Callable
 
 from linnet.errors import RolloutError
 from linnet.rollout.cluster import (
     CONFIG_MAPS,
-    DEPLOYMENTS,
     HTTP_ROUTES,
     INFERENCE_SERVICES,
-    PODS,
-    Access,
-    Cluster,
     Object,
 )
-from linnet.rollout.settings import RolloutSettings
-from linnet.rollout.traffic import Backend, Shown, first_service
-from linnet.rollout.waiting import Waits, weights_of
+from linnet.rollout.traffic import Backend, OnKServe, Shown, first_service
+from linnet.rollout.waiting import weights_of
 
 CONFIGURATION = "inferenceservice-config"
 _OWNER = {"app.kubernetes.io/managed-by": "linnet"}
@@ -30,32 +23,10 @@ _REST_PORT = 80
 _GRPC_PORT = 8081
 
 
-class RouteSplit:
+class RouteSplit(OnKServe):
     """Two InferenceServices and one HTTPRoute."""
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        model: str,
-        settings: RolloutSettings,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._cluster = cluster
-        self._model = model
-        self._settings = settings
-        self._namespace = settings.namespace
-        self._waits = Waits(cluster, model, settings, sleep)
-        self.needs = tuple(
-            Access(verb, kind, settings.namespace)
-            for kind, verbs in (
-                (INFERENCE_SERVICES, ("get", "create", "patch", "delete")),
-                (DEPLOYMENTS, ("get",)),
-                (HTTP_ROUTES, ("get", "create", "patch", "delete")),
-                (PODS, ("list",)),
-            )
-            for verb in verbs
-        )
+    route_verbs = ("get", "create", "patch", "delete")
 
     def show(self) -> Shown:
         """Return what the route says.

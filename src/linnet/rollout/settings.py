@@ -1,11 +1,10 @@
 """How a rollout goes: its steps, how long each takes at least, and what is too much worse."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from linnet.settings import Count, Fraction, Settings, apply_override, read_yaml
+from linnet.settings import Count, Fraction, Settings
 
 Seconds = Annotated[float, Field(gt=0.0, le=7 * 86_400.0)]
 
@@ -64,6 +63,8 @@ class AnalysisSettings(Settings):
 
 class RolloutSettings(Settings):
     """One rollout of a candidate beside the champion."""
+
+    called: ClassVar[str] = "rollout settings"
 
     namespace: str = Field("linnet-serving", description="where the InferenceService is")
     steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
@@ -128,15 +129,3 @@ class RolloutSettings(Settings):
         if not steps or steps[-1] != 100 or list(steps) != sorted(set(steps)):
             raise ValueError("steps must ascend and end with 100, such as [10, 25, 50, 100]")
         return steps
-
-    @classmethod
-    def load(cls, path: Path | None = None, overrides: tuple[str, ...] = ()) -> Self:
-        """Read a YAML file of these settings (none: the defaults), apply `key=value` overrides.
-
-        Raises:
-            SettingsError: the file is absent or not YAML, or a key or value is wrong.
-        """
-        values = {} if path is None else read_yaml(path, list(cls.model_fields))
-        for override in overrides:
-            apply_override(values, override)
-        return cls.parse(values, where="rollout settings" if path is None else str(path))

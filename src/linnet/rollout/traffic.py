@@ -85,8 +85,10 @@ class Traffic(Protocol):
         """Delete a first release that never became ready."""
 
 
-class KServeCanary:
-    """One InferenceService with `spec.canary`, in KServe's Standard mode, from 0.21 on."""
+class OnKServe:
+    """What both ways stand on: a cluster, the waits, and the rights that they need."""
+
+    route_verbs: tuple[str, ...] = ("get",)
 
     def __init__(
         self,
@@ -106,11 +108,15 @@ class KServeCanary:
             for kind, verbs in (
                 (INFERENCE_SERVICES, ("get", "create", "patch", "delete")),
                 (DEPLOYMENTS, ("get",)),
-                (HTTP_ROUTES, ("get",)),
+                (HTTP_ROUTES, self.route_verbs),
                 (PODS, ("list",)),
             )
             for verb in verbs
         )
+
+
+class KServeCanary(OnKServe):
+    """One InferenceService with `spec.canary`, in KServe's Standard mode, from 0.21 on."""
 
     def show(self) -> Shown:
         """Return what the InferenceService says.
