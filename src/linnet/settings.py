@@ -92,6 +92,9 @@ class SourceSettings(Settings):
         default_factory=dict,
         description="more names of split folders or split values, such as {holdout: val}",
     )
+    classes: tuple[str, ...] = Field(
+        (), description="only these classes, such as [cat, dog]; empty: all that the source has"
+    )
 
 
 class IngestSettings(Settings):

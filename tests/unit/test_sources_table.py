@@ -245,3 +245,16 @@ def test_a_table_that_can_not_be_read_is_an_error_that_says_what_to_do(
 def test_splits_without_a_split_column_are_an_error(root: Path) -> None:
     with pytest.raises(SourceError, match="split_column: set it"):
         opened(root, "file,label\n1.jpg,cat\n2.jpg,dog\n", {"holdout": "val"})
+
+
+def test_only_the_named_classes_are_read_and_one_that_is_not_there_is_an_error(root: Path) -> None:
+    (root / "labels.csv").write_text("file,label\n1.jpg,cat\n2.jpg,dog\n3.jpg,bird\n4.jpg,\n")
+
+    def items(*classes: str) -> tuple[Item, ...]:
+        csv = {"path": "labels.csv", "root": "images"}
+        values = {"uri": str(root), "csv": csv, "classes": classes}
+        return open_source(SourceSettings.parse(values), root.parent / "scratch").items
+
+    assert [item.label for item in items("dog", "cat")] == ["cat", "dog", None]
+    with pytest.raises(SourceError, match=r"names 'brid', which .* did you mean 'bird'"):
+        items("cat", "brid")

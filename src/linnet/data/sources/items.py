@@ -1,12 +1,16 @@
 """What every kind of source comes down to: keyed local files with labels."""
 
+import difflib
+import logging
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from linnet.errors import SourceError
 from linnet.settings import Split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,25 @@ def numbered(key: str, number: int) -> str:
     folder, slash, name = key.rpartition("/")
     stem, dot, suffix = name.rpartition(".")
     return f"{folder}{slash}" + (f"{stem}~{number}.{suffix}" if dot else f"{name}~{number}")
+
+
+def only_classes(uri: str, items: list[Item], classes: Sequence[str]) -> list[Item]:
+    """Return the items of these classes, and those without one; all of them if none is named.
+
+    Raises:
+        SourceError: a class that is named has no item.
+    """
+    if not classes:
+        return items
+    there = {item.label for item in items if item.label is not None}
+    for name in classes:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(there))}"
+            raise SourceError(f"source.classes names {name!r}, which {uri} does not have: {hint}")
+    kept = [item for item in items if item.label is None or item.label in classes]
+    log.info("%d pictures of other classes are left out", len(items) - len(kept))
+    return kept
 
 
 def checked_source(uri: str, items: Iterable[Item]) -> Source:

@@ -6,7 +6,14 @@ from pathlib import Path
 from linnet.data.sources.archive import unpack
 from linnet.data.sources.digits import digits
 from linnet.data.sources.folder import walk
-from linnet.data.sources.items import Found, Item, Source, checked_source, number_duplicates
+from linnet.data.sources.items import (
+    Found,
+    Item,
+    Source,
+    checked_source,
+    number_duplicates,
+    only_classes,
+)
 from linnet.data.sources.layout import label_by_folder, unwrap
 from linnet.data.sources.remote import download
 from linnet.data.sources.table import Pictures, label_by_table
@@ -30,7 +37,8 @@ def open_source(
         SourceError: the source is absent, broken, unsafe, or not labelled pictures.
         StoreError: an object store refused, or scratch is full.
     """
-    return checked_source(source.uri, _items(source, scratch.absolute(), connections))
+    items = _items(source, scratch.absolute(), connections)
+    return checked_source(source.uri, only_classes(source.uri, items, source.classes))
 
 
 def _items(source: SourceSettings, scratch: Path, connections: Connections | None) -> list[Item]:
