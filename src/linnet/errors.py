@@ -187,3 +187,17 @@ class RolloutAbortedError(RolloutError):
 
 class EvidenceError(RolloutError):
     """What the servers counted can't be had, so nothing may be concluded and nothing advances."""
+
+
+class ApprovalError(LinnetError):
+    """A person has not approved the release: nothing went wrong, and no traffic moves."""
+
+    exit_code = 3
+
+
+class DriftError(LinnetError):
+    """Pictures can't be compared with those that a release was measured on."""
+
+
+class TriggerError(LinnetError):
+    """A trigger can't be noted, or what it should start can't be started."""
