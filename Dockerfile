@@ -26,7 +26,7 @@ USER 10001
 WORKDIR /tmp
 
 FROM build AS build-serving
-ENV EXTRAS="--extra serve"
+ENV EXTRAS="--extra serve --extra sign"
 RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project ${EXTRAS}
 ARG REVISION
 COPY README.md LICENSE ./
@@ -42,7 +42,7 @@ EXPOSE 8080 8081
 ENTRYPOINT ["python", "-m", "serving"]
 
 FROM build AS build-cpu
-ENV EXTRAS="--extra evaluate --extra tracking --extra pipelines --extra rollout"
+ENV EXTRAS="--extra evaluate --extra tracking --extra pipelines --extra rollout --extra sign"
 RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project ${EXTRAS}
 ARG REVISION
 COPY README.md LICENSE ./
