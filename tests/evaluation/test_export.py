@@ -78,6 +78,46 @@ def test_a_graph_answers_as_torch_does_for_any_number_of_pictures(
         assert graph.predict(pictures) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_mirroring_graph_gives_torchs_mean_of_a_picture_and_its_mirror_image(
+    tmp_path: Path, dataset: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "vit_tiny_patch16_224")
+    settings = ExportSettings(flip="horizontal", calibrate=False)
+    assert export(checkpoint, dataset, tmp_path / "graph", settings).passed
+    graph = Graph(tmp_path / "graph")
+    built, manifest = load_checkpoint(checkpoint)
+    classifier = Classifier(built, manifest.mean, manifest.std).eval()
+    for count in (1, 3):
+        pictures = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+        mirrored = np.ascontiguousarray(pictures[:, :, ::-1])
+        with torch.inference_mode():
+            mean = (
+                classifier(torch.from_numpy(pictures)) + classifier(torch.from_numpy(mirrored))
+            ) / 2
+        found = graph.predict(pictures)
+        assert found == pytest.approx(torch.softmax(mean, 1).numpy(), abs=1e-4)
+        assert found == pytest.approx(graph.predict(mirrored), abs=1e-6)
+    assert graph.manifest.flip == "horizontal"
+    said = {
+        each.key: each.value for each in onnx.load(tmp_path / "graph/model.onnx").metadata_props
+    }
+    assert said["linnet.flip"] == "horizontal"
+
+
+def test_a_mirroring_graph_has_its_weights_once_and_works_twice(
+    tmp_path: Path, dataset: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    export(checkpoint, dataset, tmp_path / "once", ExportSettings())
+    export(checkpoint, dataset, tmp_path / "twice", ExportSettings(flip="horizontal"))
+    once, twice = (GraphManifest.load(tmp_path / name) for name in ("once", "twice"))
+    assert once.profile is not None
+    assert twice.profile is not None
+    assert twice.profile["flops"] == 2 * once.profile["flops"]
+    assert twice.size_bytes < 1.01 * once.size_bytes
+    assert once.flip == "none"
+
+
 def test_the_graph_is_pinned_checked_and_says_what_it_is(
     tmp_path: Path, dataset: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,23 @@ def test_an_int8_graph_keeps_its_pins_and_computes_both_ends_in_float(
     assert len(weights) >= order.count("Conv")
 
 
+def test_the_two_answers_of_a_mirroring_graph_are_put_together_in_float(
+    dataset: Path, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    export(checkpoint, dataset, tmp_path / "graph", ExportSettings(flip="horizontal"))
+    exact = Session(tmp_path / "graph" / MODEL)
+    model = quantized((tmp_path / "graph" / MODEL).read_bytes(), [noise(32)])
+    order = kinds_before(onnx.load_model_from_string(model), "probabilities")
+    assert "QuantizeLinear" not in order[: order.index("Gemm")]
+    (tmp_path / MODEL).write_bytes(model)
+    pictures = noise(8)
+    small = Session(tmp_path / MODEL)
+    assert small.predict(pictures) == pytest.approx(exact.predict(pictures), abs=0.1)
+    mirrored = np.ascontiguousarray(pictures[:, :, ::-1])
+    assert small.predict(pictures) == pytest.approx(small.predict(mirrored), abs=1e-6)
+
+
 def test_the_quantizer_says_nothing_on_the_terminal_and_leaves_logging_alone(
     fp32: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

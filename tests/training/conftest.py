@@ -31,12 +31,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "dataset", SIZES)
 
 
-def write_dataset(path: Path, sizes: dict[str, int]) -> Path:
+def write_dataset(path: Path, sizes: dict[str, int], classes: tuple[str, ...] = CLASSES) -> Path:
     path.mkdir()
     chance = np.random.default_rng(1)
     counts = {}
     for split, size in sizes.items():
-        labels = [row % len(CLASSES) for row in range(size)]
+        labels = [row % len(classes) for row in range(size)]
         rows = [
             {
                 "key": f"{split}/{row}.png",
@@ -48,11 +48,11 @@ def write_dataset(path: Path, sizes: dict[str, int]) -> Path:
         image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         schema = pa.schema([("key", pa.string()), ("image", image), ("label", pa.int64())])
         pq.write_table(pa.Table.from_pylist(rows, schema), path / f"{split}-00000.parquet")
-        counts[split] = {name: labels.count(index) for index, name in enumerate(CLASSES)}
+        counts[split] = {name: labels.count(index) for index, name in enumerate(classes)}
     manifest = {
         "kind": KIND,
         "version": "0123456789ab",
-        "classes": CLASSES,
+        "classes": classes,
         "counts": counts,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.25, 0.25, 0.25),

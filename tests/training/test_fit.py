@@ -34,7 +34,7 @@ from linnet.training.cache import check_space, write_array
 from linnet.training.checkpoint import CheckpointManifest
 from linnet.training.network import load_checkpoint
 from linnet.training.rates import RangeTest
-from tests.training.conftest import CLASSES, write_dataset
+from tests.training.conftest import CLASSES, SIZES, write_dataset
 
 WHOLE = {"epochs": 4, "lr": 0.003}
 
@@ -385,3 +385,47 @@ def test_the_report_says_where_the_time_went(place: Path) -> None:
     for row in history(place):
         parts = sum(float(row[f"{part}_s"]) for part in report["profile"])
         assert 0.5 * float(row["seconds"]) < parts <= float(row["seconds"]) + 0.01
+
+
+TWO = ("dark", "light")
+POSITIVE = ["val_positive_precision", "val_positive_recall", "val_positive_f1", "val_roc_auc"]
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("two") / "dataset", SIZES, TWO)
+
+
+def test_metrics_of_the_class_looked_for_are_followed_and_kept(
+    of_two: Path, tmp_path: Path
+) -> None:
+    stage = WHOLE | {"epochs": 3}
+    changes: dict[str, Any] = {"monitor": "val_positive_f1", "keep": POSITIVE, "whole": stage}
+    report = train(of_two, tmp_path, positive="dark", **changes)
+    best = max(float(row["val_positive_f1"]) for row in history(tmp_path))
+    assert report.metrics["val_positive_f1"] == best
+    files = {path.name for path in (tmp_path / "checkpoint").glob("best-*")}
+    assert files == {f"best-{name}.safetensors" for name in POSITIVE}
+
+
+def test_metrics_of_the_class_looked_for_need_two_classes(dataset: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"monitor": "val_positive_f1", "keep": ["val_positive_f1"]}
+    with pytest.raises(TrainingError, match=r"one class of two, .* has 3: set train\.monitor"):
+        train(dataset, tmp_path, **changes)
+
+
+def test_a_class_looked_for_that_is_unknown_is_an_error(of_two: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"train\.positive names the class 'grey'.*dark, light"):
+        train(of_two, tmp_path, positive="grey")
+
+
+@pytest.mark.parametrize("metric", ["val_positive_f1", "val_roc_auc"])
+def test_a_metric_that_validation_cannot_show_is_an_error_before_training(
+    tmp_path: Path, metric: str
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"train": 8, "val": 2, "test": 3}, TWO)
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    manifest["counts"]["val"] = {"dark": 2, "light": 0}
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(TrainingError, match=f"{metric} can't be measured: .* shows light: ingest"):
+        train(dataset, tmp_path, monitor=metric, keep=[metric])

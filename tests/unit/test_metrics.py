@@ -48,6 +48,24 @@ def test_every_metric_equals_scikit_learns(classes: int, pictures: int, ties: bo
     assert {name: found[name][0] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("positive", [0, 1])
+def test_what_training_follows_of_one_class_equals_scikit_learns(positive: int) -> None:
+    labels, probabilities = answers(2, 150)
+    found = metrics.validation_metrics(labels, probabilities, positive=positive)
+    truth = labels, probabilities.argmax(axis=1)
+    assert found["positive_precision"] == reference.precision_score(*truth, pos_label=positive)
+    assert found["positive_recall"] == reference.recall_score(*truth, pos_label=positive)
+    assert found["positive_f1"] == pytest.approx(reference.f1_score(*truth, pos_label=positive))
+    assert found["roc_auc"] == pytest.approx(reference.roc_auc_score(labels, probabilities[:, 1]))
+
+
+def test_what_training_follows_leaves_out_an_area_that_one_class_alone_does_not_have() -> None:
+    _, probabilities = answers(2, 20)
+    found = metrics.validation_metrics(np.zeros(20, np.int64), probabilities, positive=1)
+    assert "roc_auc" not in found
+    assert found["positive_f1"] == 0.0
+
+
 def test_the_weights_of_a_resample_count_pictures_that_often() -> None:
     labels, probabilities = answers(3, 60)
     chosen = np.random.default_rng(1).integers(0, 60, 60)

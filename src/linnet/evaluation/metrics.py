@@ -17,6 +17,14 @@ from linnet.evaluation.calibration import Floats, Labels, bin_of
 from linnet.settings import EvaluateSettings, Metric
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
+FOLLOWED: tuple[Metric, ...] = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "roc_auc",
+)
 _ACRONYMS = {"f1": "F1", "roc": "ROC", "pr": "PR", "auc": "AUC"}
 
 # Bounds on memory and time: elements of a block of weights, and of all blocks of the areas.
@@ -99,6 +107,26 @@ def headlines(
         name: _headline(measured[name][0], samples[name], naive[name][0], settings.confidence)
         for name in METRICS
     }
+
+
+def validation_metrics(
+    labels: Labels, probabilities: Floats, *, positive: int | None = None
+) -> dict[str, float]:
+    """Return what training follows by name, without the ROC-AUC where it is undefined.
+
+    `positive` is the index of the class whose own metrics are wanted too.
+    """
+    measured = Scorer(labels, probabilities, bins=2).measure()
+    values = {str(name): float(measured[name][0]) for name in FOLLOWED}
+    found = {name: value for name, value in values.items() if np.isfinite(value)}
+    if positive is not None:
+        table = confusion(labels, probabilities)
+        hits = table[positive, positive]
+        support, answered = table[positive].sum(), table[:, positive].sum()
+        found["positive_precision"] = float(hits / max(1, answered))
+        found["positive_recall"] = float(hits / max(1, support))
+        found["positive_f1"] = float(2 * hits / max(1, support + answered))
+    return found
 
 
 def per_class(

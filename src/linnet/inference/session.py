@@ -44,7 +44,8 @@ class GraphManifest:
     """What `graph.json` says about the `model.onnx` beside it.
 
     `parity` is of the fp32 graph, which is `model.fp32.onnx` where int8 serves; `precision` says
-    which of them serves and why, `profile` what it costs. Older graphs have neither.
+    which of them serves and why, `profile` what it costs, `flip` if it answers mirror images too.
+    Older graphs have none of these.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +62,7 @@ class GraphManifest:
     opset: int
     ir_version: int
     parity: Parity
+    flip: str = "none"
     calibration: dict[str, float] | None = None
     precision: dict[str, Any] | None = None
     profile: dict[str, Any] | None = None

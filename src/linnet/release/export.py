@@ -65,6 +65,24 @@ class ExportReport:
     sha256: str
 
 
+class Mirrored(nn.Module):
+    """A classifier that takes the mean of its logits for a picture and for its mirror image.
+
+    Both go through the network as one batch, so that the graph has every layer once.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return logits, `[N, classes]`, of pictures, uint8 `[N, S, S, 3]`."""
+        both = self.classifier(torch.cat([pictures, pictures.flip(2)]))
+        # A sum and not a mean: int8 would round what a ReduceMean gives.
+        logits: Tensor = both.unflatten(0, (2, -1)).sum(0) / 2
+        return logits
+
+
 class Servable(nn.Module):
     """All that serving needs in one network: uint8 `[N, S, S, 3]` in, probabilities out."""
 
@@ -98,14 +116,17 @@ def export(
     data = Dataset.open(dataset)
     _check_fits(manifest, data)
     check_calibration(data, settings)
-    classifier = Classifier(network, manifest.mean, manifest.std).eval()
+    classifier: nn.Module = Classifier(network, manifest.mean, manifest.std)
+    if settings.flip == "horizontal":
+        classifier = Mirrored(classifier)
+    classifier.eval()
     spec = manifest.preprocessing
     wanted = CALIBRATION_PICTURES if settings.calibrate else 0
     chosen = spread(data.size("val"), max(wanted, settings.parity_pictures))
     logits, labels = _answers(_torch(classifier), data, chosen, spec, "answer with torch")
     temperature = fit_temperature(logits, labels) if settings.calibrate else None
     servable = Servable(classifier, temperature.value if temperature else 1.0).eval()
-    encoded, opset, ir_version = _onnx(servable, manifest)
+    encoded, opset, ir_version = _onnx(servable, manifest, settings)
     with written_whole(destination, MANIFEST) as folder:
         (folder / MODEL).write_bytes(encoded)
         proof = spread(len(chosen), settings.parity_pictures)
@@ -141,6 +162,7 @@ def export(
             opset=opset,
             ir_version=ir_version,
             parity=parity,
+            flip=settings.flip,
             calibration=asdict(temperature) if temperature else None,
             precision=asdict(choice.precision),
             profile=asdict(_profile(servable, folder / MODEL, spec)),
@@ -176,7 +198,7 @@ def _check_fits(manifest: CheckpointManifest, dataset: Dataset) -> None:
         )
 
 
-def _torch(classifier: Classifier) -> Answer:
+def _torch(classifier: nn.Module) -> Answer:
     def answer(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             logits: NDArray[np.float32] = classifier(torch.from_numpy(pictures)).float().numpy()
@@ -214,7 +236,9 @@ def compare_answers(
     )
 
 
-def _onnx(servable: Servable, manifest: CheckpointManifest) -> tuple[bytes, int, int]:
+def _onnx(
+    servable: Servable, manifest: CheckpointManifest, settings: ExportSettings
+) -> tuple[bytes, int, int]:
     """Return the serialized graph, its opset and IR version."""
     side = manifest.preprocessing.size_px
     # Two pictures: with one, the exporter would take the batch for a constant.
@@ -234,7 +258,7 @@ def _onnx(servable: Servable, manifest: CheckpointManifest) -> tuple[bytes, int,
             )
         model = program.model_proto  # type: ignore[union-attr]
         model.ir_version = min(model.ir_version, LARGEST_IR)
-        onnx.helper.set_model_props(model, _properties(servable, manifest))
+        onnx.helper.set_model_props(model, _properties(servable, manifest, settings))
         model.producer_name = f"linnet {linnet.__version__}"
         onnx.checker.check_model(model, full_check=True)
     # The exporter and the checker raise errors of many families.
@@ -248,13 +272,16 @@ def _onnx(servable: Servable, manifest: CheckpointManifest) -> tuple[bytes, int,
     return model.SerializeToString(), opset, model.ir_version
 
 
-def _properties(servable: Servable, manifest: CheckpointManifest) -> dict[str, str]:
+def _properties(
+    servable: Servable, manifest: CheckpointManifest, settings: ExportSettings
+) -> dict[str, str]:
     """Return what the graph says of itself, should it ever be parted from its manifest."""
     return {
         "linnet.kind": KIND,
         "linnet.classes": json.dumps(manifest.classes, ensure_ascii=False),
         "linnet.preprocessing": json.dumps(manifest.preprocessing.to_json()),
         "linnet.temperature": repr(servable.temperature),
+        "linnet.flip": settings.flip,
         "linnet.network": manifest.network,
         "linnet.dataset_version": manifest.dataset_version,
         "linnet.code_revision": manifest.code_revision,

@@ -82,6 +82,7 @@ def fit(
     began = time.monotonic()
     opened = Dataset.open(dataset)
     _check_splits(opened)
+    _check_monitors(opened, settings)
     state = state_folder(opened, settings, workspace)
     resumed = any(state.glob("*/last.ckpt"))
     if resumed:
@@ -204,6 +205,7 @@ def _pictures(dataset: Dataset, settings: TrainSettings, cache: Path) -> "Pictur
         val_labels=dataset.labels("val"),
         classes=len(dataset.classes),
         key=f"{dataset.version}-{settings.size_px}px-{settings.fit}",
+        positive=_positive(dataset.classes, settings),
     )
 
 
@@ -241,6 +243,41 @@ def _check_splits(dataset: Dataset) -> None:
             "ingest with a larger ingest.val_fraction or add pictures",
             " or ".join(unseen),
         )
+
+
+def _check_monitors(dataset: Dataset, settings: TrainSettings) -> None:
+    """Check that what `monitor` and `keep` name can be measured on the validation split."""
+    positive = _positive(dataset.classes, settings)
+    shown = [name for name in dataset.classes if dataset.counts["val"].get(name)]
+    for metric in (settings.monitor, *settings.keep):
+        if not metric.startswith("val_positive"):
+            needed = dataset.classes[:2] if metric == "val_roc_auc" and len(shown) < 2 else ()
+        elif positive is None:
+            raise TrainingError(
+                f"{metric} is of one class of two, the dataset {dataset.path} has "
+                f"{len(dataset.classes)}: set train.monitor and train.keep to val_macro_… metrics"
+            )
+        else:
+            needed = (dataset.classes[positive],)
+        unseen = [name for name in needed if name not in shown]
+        if unseen:
+            raise TrainingError(
+                f"{metric} can't be measured: no validation picture of {dataset.path} shows "
+                f"{' or '.join(unseen)}: ingest with a larger ingest.val_fraction, or follow "
+                "another metric (train.monitor, train.keep)"
+            )
+
+
+def _positive(classes: tuple[str, ...], settings: TrainSettings) -> int | None:
+    """Return the index of the class that is looked for, None with more than two classes."""
+    if settings.positive is not None and settings.positive not in classes:
+        raise TrainingError(
+            f"train.positive names the class {settings.positive!r}, the dataset has "
+            f"{', '.join(classes[:12])}: name one of them"
+        )
+    if len(classes) != 2:
+        return None
+    return 1 if settings.positive is None else classes.index(settings.positive)
 
 
 def _fingerprint(dataset: Dataset, settings: TrainSettings) -> str:

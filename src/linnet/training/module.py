@@ -13,14 +13,10 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-)
+from torchmetrics import CatMetric, MeanMetric
 
 from linnet.errors import DivergedError, TrainingError
+from linnet.evaluation.metrics import confusion, validation_metrics
 from linnet.settings import StageSettings, TrainSettings
 from linnet.training.clock import Clock
 from linnet.training.loading import Batch, seed_of
@@ -36,7 +32,8 @@ class Stage(pl.LightningModule):
 
     In stage `head` the backbone stays in eval mode, so its batch normalisation doesn't move. With
     `cached`, batches hold the head's features, float32 `[N, features]`, in place of pictures.
-    `counts` are the training pictures of each class, `lr` is the peak learning rate.
+    `counts` are the training pictures of each class, `lr` is the peak learning rate, `positive`
+    the class that is looked for, of two.
     """
 
     def __init__(
@@ -51,6 +48,7 @@ class Stage(pl.LightningModule):
         steps_per_epoch: int,
         head: Head | None = None,
         cached: bool = False,
+        positive: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -64,7 +62,7 @@ class Stage(pl.LightningModule):
         self.loss = Loss(settings, counts)
         self.frozen = layers_named(model.network, stage.frozen, f"train.{name}.frozen")
         self._freeze()
-        classes = len(counts)
+        self.positive = positive
         decay = settings.average_weights
         self.average = ModelEmaV3(self.learner, decay, use_warmup=True) if decay else None
         self.schedule: Scheduler | None = None
@@ -72,14 +70,8 @@ class Stage(pl.LightningModule):
         self.losses: list[Tensor] = []
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_metrics = MetricCollection(
-            {
-                "val_accuracy": MulticlassAccuracy(classes, average="micro"),
-                "val_balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
-                "val_macro_f1": MulticlassF1Score(classes, average="macro"),
-            }
-        )
-        self.val_confusion = MulticlassConfusionMatrix(classes)
+        self.val_probabilities = CatMetric(nan_strategy="disable")
+        self.val_labels = CatMetric(nan_strategy="disable")
         self.validation: dict[str, float] = {}
         self.confusion: list[list[int]] = []
 
@@ -118,8 +110,8 @@ class Stage(pl.LightningModule):
         learner = self.learner if self.average is None else self.average.module
         logits = self._logits(learner, inputs).float()
         self.val_loss.update(functional.cross_entropy(logits, labels), weight=len(inputs))
-        self.val_metrics.update(logits, labels)
-        self.val_confusion.update(logits, labels)
+        self.val_probabilities.update(logits.softmax(dim=1))
+        self.val_labels.update(labels)
 
     def on_train_epoch_start(self) -> None:
         """Make the epoch's chance depend on nothing but seed, stage and epoch."""
@@ -161,14 +153,18 @@ class Stage(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin new metrics."""
-        for metric in (self.val_loss, self.val_metrics, self.val_confusion):
+        for metric in (self.val_loss, self.val_probabilities, self.val_labels):
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Gather the epoch's validation metrics, over all processes."""
-        values = {"val_loss": self.val_loss.compute(), **self.val_metrics.compute()}
-        self.validation = {name: float(value) for name, value in values.items()}
-        self.confusion = self.val_confusion.compute().tolist()
+        self.validation = {"val_loss": float(self.val_loss.compute())}
+        probabilities = self.val_probabilities.compute().cpu().numpy()
+        labels = self.val_labels.compute().long().cpu().numpy()
+        if math.isfinite(self.validation["val_loss"]):
+            measured = validation_metrics(labels, probabilities, positive=self.positive)
+            self.validation |= {f"val_{name}": value for name, value in measured.items()}
+            self.confusion = confusion(labels, probabilities).tolist()
 
     def on_train_epoch_end(self) -> None:
         """Look at what is left of the losses, and at the validation's."""

@@ -48,7 +48,8 @@ _EXIT_AFTER_SIGTERM = 128 + signal.SIGTERM
 class Pictures:
     """What a stage learns from: pictures, uint8 `[N, S, S, 3]`, and labels, int64 `[N]`.
 
-    `key` tells apart what the pictures were made from, for whatever is computed from them.
+    `key` tells apart what the pictures were made from, for whatever is computed from them;
+    `positive` is the class that is looked for, of two.
     """
 
     train: NDArray[np.uint8]
@@ -57,6 +58,7 @@ class Pictures:
     val_labels: NDArray[np.int64]
     classes: int
     key: str
+    positive: int | None = None
 
 
 def read_record(folder: Path) -> Record | None:
@@ -131,6 +133,7 @@ def train_stage(
             steps_per_epoch=len(train),
             head=head,
             cached=cached,
+            positive=pictures.positive,
         )
         if stage.lr == "auto":
             module.lr = _found_rate(module, train, trainer, folder)
