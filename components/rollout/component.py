@@ -7,7 +7,8 @@ from components.step import step
 def rollout(release: str, model: str, settings: dict, workspace: str) -> str:
     """Move a model's traffic to a release step by step and report the new champion's version.
 
-    Fails when the evidence takes the release back; started again, it goes on where it was.
+    Reports `waiting` when a person has yet to approve the release. Fails when the evidence takes
+    the release back; started again, it goes on where it was.
     """
     from pathlib import Path
 
@@ -20,4 +21,4 @@ def rollout(release: str, model: str, settings: dict, workspace: str) -> str:
         RolloutSettings.parse(settings, "rollout"),
         connections=Connections.from_environment(Path(workspace)),
     )
-    return rollouts.start(release).candidate
+    return rollouts.start_when_approved(release)

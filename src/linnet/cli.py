@@ -1,6 +1,7 @@
 """The `linnet` command: each step's command calls the library function that its component calls."""
 
 import dataclasses
+import getpass
 import json
 import logging
 import sys
@@ -395,19 +396,22 @@ def releases(
     workspace: Workspace = WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
-    """List releases with their metrics and registry aliases."""
+    """List releases with their metrics, registry aliases and approvals."""
     from linnet.release.bundle import releases
 
     rows = releases(_connections(workspace), root=root, model=model)
     if as_json:
         sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
         return
-    table = Table("model", "version", "aliases", "accuracy", "macro F1", "created", "where")
+    table = Table(
+        *("model", "version", "aliases", "approval", "accuracy", "macro F1", "created", "where")
+    )
     for row in rows:
         table.add_row(
             row.model,
             row.version,
             ", ".join(row.aliases),
+            row.approval or "–",
             _number(row.metrics.get("accuracy")),
             _number(row.metrics.get("macro_f1")),
             row.created,
@@ -417,6 +421,41 @@ def releases(
         out.print(table)
     else:
         err.print("no releases yet: `linnet run` makes the first")
+
+
+@app.command(rich_help_panel=RESULTS)
+def approve(
+    model: Annotated[str, typer.Argument(help="The registered model's name.")],
+    version: Annotated[str, typer.Argument(help="The release's version, such as v3, or alias.")],
+    by: Annotated[
+        str | None, typer.Option(help="Who decides. [default: this machine's user]")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; it is recorded.")] = "",
+    refuse: Annotated[bool, typer.Option("--refuse", help="Refuse the release instead.")] = False,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Take an earlier approval back.")
+    ] = False,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Approve a release that needs a person's yes before it gets traffic, or refuse it.
+
+    Who decided, when and why stay with the model's version in the registry. A release needs it when
+    it was made with `release.approval: required`.
+    """
+    from linnet.release.approval import decide
+
+    if refuse and withdraw:
+        raise SettingsError("--refuse and --withdraw are two decisions: give one of them")
+    made = decide(
+        model,
+        version,
+        "refused" if refuse else "withdrawn" if withdraw else "approved",
+        by=by or getpass.getuser(),
+        reason=reason,
+        connections=_connections(workspace),
+    )
+    _show(made, as_json)
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -456,6 +456,9 @@ class ReleaseSettings(Settings):
     sample_pictures: Count = Field(
         8, description="test pictures with their answers that go with the release, for warm-up"
     )
+    approval: Literal["none", "required"] = Field(
+        "none", description="required: no traffic before a person has approved (`linnet approve`)"
+    )
 
 
 class RunSettings(Settings):

@@ -63,6 +63,7 @@ def test_a_release_holds_the_graph_its_report_samples_and_a_manifest(
         "report.json",
         "report.html",
         "samples.json",
+        "drift.json",
         "release.json",
     }
     manifest = json.loads((folder / "release.json").read_text())

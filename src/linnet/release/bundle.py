@@ -29,6 +29,8 @@ from linnet.evaluation.report import PAGE, Report, load_predictions
 from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
 from linnet.inference.session import INPUT, MODEL, OUTPUT, GraphManifest
+from linnet.monitoring.reference import REFERENCE, write_reference
+from linnet.release.approval import PENDING, state_of
 from linnet.release.opening import KIND, SAMPLES, Release, open_release, read_manifest
 from linnet.release.publishing import MANIFEST, Shelf, natural, open_shelf, versions
 from linnet.release.samples import Sample, write_samples
@@ -67,6 +69,7 @@ class ReleaseRow:
     metrics: dict[str, float]
     aliases: tuple[str, ...]
     uri: str
+    approval: str | None = None
 
 
 def release(
@@ -124,6 +127,7 @@ def register(
                 "graph_sha256": manifest["files"][MODEL]["sha256"],
                 "dataset_version": str(provenance["dataset_version"]),
                 "gate": "release",
+                **({"approval": PENDING} if manifest.get("approval") == "required" else {}),
             },
         )
     except TrackingError as error:
@@ -206,6 +210,7 @@ def _row(uri: str, manifest: dict[str, Any], known: RegisteredRelease | None) ->
         metrics=manifest["metrics"],
         aliases=() if known is None else known.aliases,
         uri=uri,
+        approval=None if known is None else state_of(known.tags),
     )
 
 
@@ -274,8 +279,11 @@ def _published(
                 shutil.copyfile(graph / MODEL, folder / MODEL)
                 shutil.copyfile(report / REPORT, folder / REPORT)
                 shutil.copyfile(report / PAGE, folder / PAGE)
-                _write_samples(folder / SAMPLES, pictures, report, judged.rule, settings)
+                predictions = load_predictions(report)
+                _write_samples(folder / SAMPLES, pictures, predictions, judged.rule, settings)
+                write_reference(folder / REFERENCE, pictures, predictions, judged.rule)
                 contents = _manifest(folder, version, judged, manifest)
+                contents["approval"] = settings.approval
                 text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
             return version, contents
@@ -329,10 +337,9 @@ def _manifest(folder: Path, version: str, report: Report, graph: GraphManifest) 
 
 
 def _write_samples(
-    path: Path, dataset: Dataset, report: Path, rule: Rule, settings: ReleaseSettings
+    path: Path, dataset: Dataset, predictions: Predictions, rule: Rule, settings: ReleaseSettings
 ) -> None:
     """Write some test pictures with their labels and the graph's probabilities, for warm-up."""
-    predictions = load_predictions(report)
     chosen = sample_rows(predictions, settings.sample_pictures, rule=rule)
     encoded = pictures_of(dataset, (predictions.keys[row] for row in chosen))
     write_samples(

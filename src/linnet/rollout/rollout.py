@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Self
 from pydantic import TypeAdapter
 
 from linnet.errors import (
+    ApprovalError,
     EvidenceError,
     ReleaseError,
     RolloutAbortedError,
@@ -26,6 +27,7 @@ from linnet.errors import (
     StoreError,
 )
 from linnet.inference.answers import Rule
+from linnet.release.approval import require_approved
 from linnet.release.opening import Release, open_release
 from linnet.release.samples import Sample, read_samples
 from linnet.rollout.cluster import INFERENCE_SERVICES, PODS, Cluster
@@ -131,6 +133,7 @@ class Rollouts:
         Raises:
             RolloutAbortedError: the candidate was taken back, with the reasons.
             RolloutBusyError: another process is at it.
+            ApprovalError: a person has yet to approve the release, or has refused to.
             RolloutError: it can't start or go on; the traffic is left where the message says.
             LinnetError: another subclass, of the release, the registry or the cluster.
         """
@@ -145,6 +148,20 @@ class Rollouts:
                     "going on with %s at %s %% (%s)", record.candidate, record.weight, record.phase
                 )
             return self._carry_out(record)
+
+    def start_when_approved(self, address: str) -> str:
+        """Roll out a release; return the new champion's version, or `waiting` for an approval.
+
+        For pipelines: that a person has yet to approve is how such a run ends, not a failure.
+
+        Raises:
+            LinnetError: as `start`, of everything else.
+        """
+        try:
+            return self.start(address).candidate
+        except ApprovalError as waits:
+            logger.info("%s", waits)
+            return "waiting"
 
     def promote(self) -> Record:
         """Give the candidate all the traffic and make it the champion, without further analysis.
@@ -261,6 +278,8 @@ class Rollouts:
         shown = self._traffic.show()
         release = self._open(self._resolve(address, shown.champion))
         require_candidate(release, shown, self._model)
+        required = release.manifest.get("approval") == "required"
+        self._require_approved(release.version, release.uri, required=required)
         if shown.champion is not None:
             self._evidence(shown).snapshot()
         self._registry.register(self._model, release.uri)
@@ -269,6 +288,10 @@ class Rollouts:
         record = self._record(release.version, release.uri, shown)
         self._journal.begin(record)
         return self._noted(record, "start", f"{release.uri} beside {record.champion or 'nothing'}")
+
+    def _require_approved(self, version: str, uri: str, *, required: bool = False) -> None:
+        known = {one.uri: one for one in self._registry.releases(self._model)}
+        require_approved(self._model, version, known.get(uri), required=required)
 
     def _record(self, version: str, uri: str, shown: Shown) -> Record:
         return Record(
@@ -426,6 +449,11 @@ class Rollouts:
         if self._shown_weight(record) is None and not self._serves(shown, record):
             return self._against(record, "the candidate was taken away by another")
         if shown.candidate is not None:
+            # An approval may have been withdrawn since the rollout began.
+            try:
+                self._require_approved(record.candidate, record.candidate_uri)
+            except ApprovalError as error:
+                return self._against(record, str(error))
             self._traffic.add(record.candidate, record.candidate_uri, replicas=record.replicas)
         self._traffic.promote(replicas=record.replicas)
         return self._finished(replace(record, weight=100), record.reason)

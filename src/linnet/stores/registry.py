@@ -83,7 +83,8 @@ class Registry:
     ) -> RegisteredRelease:
         """Register a release: as champion when the model has none, else as candidate.
 
-        A release that is registered already is left as it is and returned.
+        One whose approval is pending is a candidate in any case. A release that is registered
+        already is left as it is and returned.
 
         Raises:
             TrackingError: the registry can't be reached or refuses.
@@ -96,7 +97,8 @@ class Registry:
             version = self._client.create_model_version(
                 model, source=uri, run_id=run_id, tags=tags or {}, await_creation_for=0
             )
-            alias: Alias = "candidate" if self._has_champion(model) else "champion"
+            waits = (tags or {}).get("approval") == "pending"
+            alias: Alias = "candidate" if waits or self._has_champion(model) else "champion"
             self._client.set_registered_model_alias(model, alias, version.version)
         return RegisteredRelease(
             model, int(version.version), uri, (alias,), run_id, dict(tags or {})
