@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "pipelines": ("pipelines-cluster", "pipelines"),
     "pipelines-ui": (),
 }
-MADE_ANEW = ("Job", "linnet-platform", "minio-setup")
+MADE_ANEW = [("Job", "linnet-platform", name) for name in ("minio-setup", "postgres-setup")]
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def install(
     objects = [ours.put_into(one) for one in rendering.overlay(overlay)]
     say(f"cluster {kubectl.address()}: {', '.join(parts)}")
     kubectl.apply([one for one in objects if part_of(one) is None])
-    passwords.make(kubectl)
+    passwords.make(kubectl, parts)
     for part in parts:
         say(part)
         for name in PARTS[part]:
@@ -129,7 +129,7 @@ def say(line: str) -> None:
 
 def _bring_up(kubectl: Kubectl, objects: list[Object]) -> None:
     for one in objects:
-        if identity(one) == MADE_ANEW:
+        if identity(one) in MADE_ANEW:
             kubectl.delete(one)
     kubectl.apply(objects)
     wait_for(kubectl, objects)

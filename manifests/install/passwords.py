@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+from collections.abc import Collection
 
 from manifests.install.kubectl import Kubectl
 
@@ -14,17 +15,23 @@ KSERVE_S3 = {
     "serving.kserve.io/s3-region": "us-east-1",
     "serving.kserve.io/s3-verifyssl": "0",
 }
+# Where the workers of a search share their trials.
+SEARCH_STORAGE = "postgresql+psycopg2://search:{password}@postgres.linnet-platform.svc:5432/search"
 
 
-def make(kubectl: Kubectl) -> None:
-    """Make every Secret that is absent, and hand the object store's users to who needs them."""
+def make(kubectl: Kubectl, parts: Collection[str]) -> None:
+    """Make every Secret that is absent, and hand the stores' users to who needs them."""
     users = ("linnet-pipelines", "linnet-models", "linnet-mlflow")
     minio = _kept(kubectl, "linnet-platform", "minio", (*users, "root-user", "root-password"))
-    _kept(kubectl, "linnet-platform", "postgres", ("password",))
+    postgres = _kept(kubectl, "linnet-platform", "postgres", ("password", "search-password"))
     _kept(kubectl, "linnet-platform", "grafana", ("password",))
     _kept(kubectl, "kubeflow", "mysql-secret", ("password",), fixed={"username": "root"})
-    _give(kubectl, "kubeflow", _credentials("linnet-pipelines", minio), {})
-    _give(kubectl, "linnet-serving", _credentials("linnet-models", minio), KSERVE_S3)
+    _give(kubectl, "kubeflow", "linnet-s3", _credentials("linnet-pipelines", minio))
+    models = _credentials("linnet-models", minio)
+    _give(kubectl, "linnet-serving", "linnet-s3", models, annotations=KSERVE_S3)
+    if "tracking" in parts:
+        storage = SEARCH_STORAGE.format(password=postgres["search-password"])
+        _give(kubectl, "kubeflow", "linnet-search", {"LINNET_SEARCH_STORAGE": storage})
 
 
 def _kept(
@@ -48,12 +55,17 @@ def _credentials(user: str, minio: dict[str, str]) -> dict[str, str]:
 
 
 def _give(
-    kubectl: Kubectl, namespace: str, credentials: dict[str, str], annotations: dict[str, str]
+    kubectl: Kubectl,
+    namespace: str,
+    name: str,
+    data: dict[str, str],
+    *,
+    annotations: dict[str, str] | None = None,
 ) -> None:
-    """Write the Secret linnet-s3, unless somebody put their own there."""
-    there = kubectl.get("secret", "linnet-s3", namespace)
+    """Write a Secret, unless somebody put their own there."""
+    there = kubectl.get("secret", name, namespace)
     if there is None or MANAGED.items() <= there["metadata"].get("labels", {}).items():
-        _write(kubectl, namespace, "linnet-s3", credentials, annotations)
+        _write(kubectl, namespace, name, data, annotations or {})
 
 
 def _read(kubectl: Kubectl, namespace: str, name: str) -> dict[str, str]:

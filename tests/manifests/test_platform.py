@@ -187,7 +187,10 @@ MODEL = Pod(
 STEP = Pod("kubeflow", (("pipelines.kubeflow.org/v2_component", "true"),))
 PLATFORM = {
     name: Pod.named("linnet-platform", name)
-    for name in ("minio", "minio-setup", "mlflow", "postgres", "prometheus", "grafana")
+    for name in (
+        *("minio", "minio-setup", "mlflow", "postgres", "postgres-setup"),
+        *("prometheus", "grafana"),
+    )
 }
 NAMES = Pod("kube-system", (("k8s-app", "kube-dns"),))
 PROXY = Pod.named("envoy-gateway-system", "envoy")
@@ -210,6 +213,10 @@ INTERNET = Pod("elsewhere")
         pytest.param(PLATFORM["prometheus"], PLATFORM["minio"], 9000, id="… and MinIO"),
         pytest.param(PLATFORM["prometheus"], INTERNET, 6443, id="Prometheus asks for pods"),
         pytest.param(PLATFORM["mlflow"], PLATFORM["postgres"], 5432, id="MLflow's database"),
+        pytest.param(
+            PLATFORM["postgres-setup"], PLATFORM["postgres"], 5432, id="a database is made"
+        ),
+        pytest.param(STEP, PLATFORM["postgres"], 5432, id="workers of a search share trials"),
         pytest.param(PLATFORM["mlflow"], PLATFORM["minio"], 9000, id="MLflow's artifacts"),
         pytest.param(PLATFORM["minio-setup"], PLATFORM["minio"], 9000, id="the bucket is made"),
         pytest.param(PLATFORM["grafana"], PLATFORM["prometheus"], 9090, id="Grafana's numbers"),
@@ -224,7 +231,6 @@ def test_a_needed_path_is_open(source: Pod, target: Pod, port: int) -> None:
     ("source", "target", "port"),
     [
         pytest.param(MODEL, PLATFORM["postgres"], 5432, id="a model and the database"),
-        pytest.param(STEP, PLATFORM["postgres"], 5432, id="a step and the database"),
         pytest.param(MODEL, INTERNET, 443, id="a model and the internet"),
         pytest.param(MODEL, MODEL, 8080, id="one model and another"),
         pytest.param(STEP, MODEL, 8080, id="a step past the gateway"),
