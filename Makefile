@@ -20,6 +20,7 @@ PARTS ?=
 THIRD_PARTY ?=
 PLATFORM = $(RUN) python -m manifests.install $(OVERLAY) --parts "$(PARTS)" \
 	--image-prefix $(IMAGE_PREFIX) --image-tag $(IMAGE_TAG) $(if $(THIRD_PARTY),--third-party $(THIRD_PARTY))
+SERVING = $(if $(filter kind,$(OVERLAY)),manifests/overlays/kind/)serving
 
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test test-cluster check format compile package protocol images tools services services-down \
@@ -107,7 +108,7 @@ platform: setup ## Bring the platform up, or repair it, on KUBECONFIG's cluster 
 	$(PLATFORM)
 
 first-release: compile ## Run the pipeline on the cluster and let its release serve, unless it does
-	kubectl kustomize serving | sed 's#image: linnet/serving:.*#image: $(IMAGE_PREFIX)/serving:$(IMAGE_TAG)#' | \
+	kubectl kustomize $(SERVING) | sed 's#image: linnet/serving:.*#image: $(IMAGE_PREFIX)/serving:$(IMAGE_TAG)#' | \
 		kubectl apply --server-side --force-conflicts -f -
 	kubectl -n linnet-serving get inferenceservice digits 2>/dev/null || { \
 		kubectl -n kubeflow port-forward service/ml-pipeline 8888:8888 & trap "kill $$!" EXIT; sleep 3; \

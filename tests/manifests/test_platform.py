@@ -288,6 +288,17 @@ def test_kind_asks_for_no_gpu_and_holds_on_two_cores() -> None:
     assert cpu <= 500
 
 
+def test_kind_holds_a_champion_and_a_candidate_beside_a_step() -> None:
+    folder = rendering.ROOT / "overlays" / "kind" / "serving"
+    (patch,) = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))["patches"]
+    (change,) = yaml.safe_load(patch["patch"])
+    runtime = yaml.safe_load((rendering.ROOT.parent / "serving/runtime.yaml").read_text("utf-8"))
+    asked = runtime["spec"]["containers"][0]["resources"]["requests"]
+    assert change["path"] == "/spec/containers/0/resources/requests"
+    assert change["value"].keys() == asked.keys()
+    assert int(change["value"]["cpu"].removesuffix("m")) <= 100
+
+
 def test_a_gpu_cluster_bounds_gpus_and_keeps_training_where_every_node_reaches_it() -> None:
     found = {
         (one["kind"], one["metadata"]["name"]): one.get("spec") for one in rendered("gpu-cluster")
