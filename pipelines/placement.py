@@ -48,7 +48,7 @@ def training(task: dsl.PipelineTask) -> dsl.PipelineTask:
     if OVERLAY == "gpu-cluster":
         _on_gpu(task)
     else:
-        task.set_cpu_request("500m").set_memory_request("2Gi")
+        task.set_cpu_request("250m").set_memory_request("2Gi")
     return _connected(task)
 
 
