@@ -251,6 +251,12 @@ class TrainSettings(Settings):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="where to train")
     devices: Count | Literal["auto"] = Field("auto", description="accelerators to use")
     workers: int = Field(0, ge=0, description="loader processes; 0: load in the training process")
+    probe_pictures: int = Field(
+        5000,
+        ge=0,
+        description="training pictures that a linear probe on the untrained network's features "
+        "learns from, to stand beside the model; 0: none",
+    )
     seed: int = Field(42, ge=0, description="seed of initialisation, order and augmentation")
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import linnet.training.probe
 import linnet.training.stage
 import linnet.training.tracked  # noqa: F401
 from linnet.settings import TrainSettings

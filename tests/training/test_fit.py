@@ -94,6 +94,7 @@ def test_a_checkpoint_is_kept_for_each_metric(place: Path) -> None:
         "history.csv",
         "model.json",
         "model.safetensors",
+        "probe.npz",
     ]
 
 
@@ -376,6 +377,37 @@ def test_a_perceptron_on_pixels_trains_and_loads(dataset: Path, tmp_path: Path) 
     assert report.metrics["val_accuracy"] > 0.6
     network, _ = load_checkpoint(tmp_path / "checkpoint")
     assert [p.shape[0] for p in network.parameters()] == [24, 24, 8, 8, 3, 3]
+
+
+def test_a_probe_on_random_weights_is_told_as_such(place: Path, dataset: Path) -> None:
+    with np.load(place / "checkpoint" / "probe.npz") as probe:
+        assert probe["keys"].tolist() == [f"test/{row}.png" for row in range(6)]
+        assert probe["probabilities"].shape == (6, 3)
+        assert probe["probabilities"].sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert "drawn at random" in str(probe["words"])
+        assert "from 60 training pictures" in str(probe["words"])
+
+
+def test_a_probe_learns_from_as_many_pictures_as_asked_for(dataset: Path, tmp_path: Path) -> None:
+    stage = WHOLE | {"epochs": 1}
+    train(dataset, tmp_path / "some", probe_pictures=20, whole=stage)
+    with np.load(tmp_path / "some/checkpoint/probe.npz") as probe:
+        assert "from 20 training pictures" in str(probe["words"])
+    train(dataset, tmp_path / "none", probe_pictures=0, whole=stage)
+    assert not (tmp_path / "none/checkpoint/probe.npz").exists()
+
+
+def test_a_probe_is_the_same_on_features_that_a_stage_has_kept(
+    dataset: Path, tmp_path: Path
+) -> None:
+    stage = {"epochs": 1, "lr": 0.01}
+    train(dataset, tmp_path / "kept", head=stage, whole=WHOLE | {"epochs": 1})
+    train(dataset, tmp_path / "fresh", whole=WHOLE | {"epochs": 1})
+    kept, fresh = (
+        np.load(tmp_path / name / "checkpoint/probe.npz")["probabilities"]
+        for name in ("kept", "fresh")
+    )
+    assert kept == pytest.approx(fresh, abs=1e-4)
 
 
 def test_the_report_says_where_the_time_went(place: Path) -> None:

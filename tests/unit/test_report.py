@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from linnet.errors import EvaluationError, GraphError, StoreError
+from linnet.evaluation.baselines import FILE, write_probe
 from linnet.evaluation.evaluate import evaluate
 from linnet.evaluation.report import Report, load_predictions
+from linnet.inference.predict import Predictions
 from linnet.settings import EvaluateSettings
 from tests.graphs import keep_rows, relabel
 from tests.release_parts import CLASSES, VERSION, write_dataset, write_graph
@@ -116,6 +118,57 @@ def test_a_test_split_of_one_class_gives_a_report_with_undefined_areas(
     assert Report.load(tmp_path / "report") == found
 
 
+def test_a_linear_probe_stands_beside_the_model(tmp_path: Path, graph: Path, dataset: Path) -> None:
+    keys = pq.read_table(dataset / "test-00000.parquet")["key"].to_pylist()
+    always_blue = np.tile(np.array([1, 0, 0], np.float32), (12, 1))
+    write_probe(graph / FILE, Predictions(keys, np.zeros(12, np.int64), always_blue), "a ruler")
+    made = evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert made.probe is not None
+    assert made.probe.metrics["accuracy"] == pytest.approx(1 / 3)
+    assert made.probe.metrics["roc_auc"] == 0.5
+    assert Report.load(tmp_path / "report") == made
+    assert "The linear probe is a ruler" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_probe_of_other_pictures_or_a_damaged_one_is_an_error(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    answers = Predictions(["a"], np.zeros(1, np.int64), np.ones((1, 3), np.float32))
+    write_probe(graph / FILE, answers, "")
+    with pytest.raises(EvaluationError, match="1 pictures that are not the 12 test pictures"):
+        evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    (graph / FILE).write_bytes(b"no archive")
+    with pytest.raises(EvaluationError, match=r"probe\.npz can't be read"):
+        evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+
+
+def test_the_page_tells_what_the_graph_and_its_training_cost(
+    tmp_path: Path, graph: Path, dataset: Path
+) -> None:
+    latency = {"1": {"median_ms": 4.0, "fastest_ms": 3.0, "calls": 5}}
+    profile = {"parameters": 5, "flops": 2_000_000, "size_bytes": 100, "threads": 2}
+    side = {"accuracy": 0.5, "size_bytes": 100, "cpu_ms": {"1": 4.0, "8": 2.0}}
+    precision = {"served": "fp32", "reason": "it is not faster", "fp32": side, "int8": side}
+    edit(
+        graph / "graph.json",
+        flip="horizontal",
+        profile=profile | {"latency": latency},
+        precision=precision | {"pictures": 9, "label_agreement": 1.0},
+        training={"epochs": 2, "seconds": {"data_wait": 1.0, "forward": 3.0}, "slowest": "forward"},
+    )
+    made = evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
+    assert made.graph["flip"] == "horizontal"
+    page = " ".join((tmp_path / "report" / "report.html").read_text().split())
+    for words in (
+        "2 million floating-point operations",
+        "answered twice, as it is and mirrored",
+        "serves in <b>fp32</b>: it is not faster",
+        "the slowest part is forward",
+        "fp16 is for GPUs",
+    ):
+        assert words in page
+
+
 def test_a_faultless_graph_has_no_mistakes_to_show(tmp_path: Path, graph: Path) -> None:
     clean = write_dataset(tmp_path / "clean")
     found = evaluate(graph, clean, tmp_path / "report", SETTINGS, model="colours")
@@ -194,6 +247,7 @@ def test_evaluation_and_gate_load_neither_torch_nor_kfp_nor_plotting(
     code = f"""
 import sys
 from pathlib import Path
+from linnet.evaluation.baselines import FILE, write_probe
 from linnet.evaluation.evaluate import evaluate
 from linnet.evaluation.gate import gate
 from linnet.settings import EvaluateSettings, GateSettings

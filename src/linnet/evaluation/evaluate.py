@@ -14,6 +14,7 @@ import linnet
 from linnet.data.dataset import Dataset
 from linnet.errors import EvaluationError
 from linnet.evaluation import metrics
+from linnet.evaluation.baselines import measure_probe
 from linnet.evaluation.calibration import Labels, reliability
 from linnet.evaluation.report import Mistake, Report
 from linnet.evaluation.robustness import measure_robustness
@@ -50,6 +51,7 @@ def evaluate(
     rule = report.rule
     report = replace(
         report,
+        probe=measure_probe(graph, predictions, bins=settings.calibration_bins),
         robustness=measure_robustness(
             opened,
             data,
@@ -144,6 +146,12 @@ def measured(
         ),
         roc=_overall_roc(predictions, dataset.classes),
         parity=graph.parity,
+        graph={
+            "flip": graph.flip,
+            "precision": graph.precision,
+            "profile": graph.profile,
+            "training": graph.training,
+        },
         temperature=graph.temperature,
         mistakes=_mistakes(predictions, predicted, dataset.classes, settings.mistakes),
         thresholds=fitted,

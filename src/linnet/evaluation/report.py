@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from linnet.errors import EvaluationError
+from linnet.evaluation.baselines import Probe
 from linnet.evaluation.calibration import Bin
 from linnet.evaluation.comparison import ClassChange, Comparison, Flip, Incomparable
 from linnet.evaluation.metrics import ClassRow, Headline, RocCurve
@@ -67,7 +68,8 @@ class Report:
     """What a graph does on the test split, and later what the gate made of it.
 
     `confusion` has a row per true class and a column per predicted one, in the order of `classes`.
-    `prior` is the share of each class in the training split: the naive baseline's answer.
+    `prior` is the share of each class in the training split: the naive baseline's answer. `graph`
+    has the manifest's `flip`, `precision`, `profile` and `training`, null in older ones.
     """
 
     model: str
@@ -87,6 +89,8 @@ class Report:
     mistakes: tuple[Mistake, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any]
+    graph: dict[str, Any] = field(default_factory=dict)
+    probe: Probe | None = None
     thresholds: Thresholds | None = None
     robustness: Robustness | None = None
     slices: tuple[Slice, ...] = ()
@@ -196,6 +200,7 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
         "roc": _parsed_roc(values["roc"]),
         "parity": Parity(**values["parity"]),
         "mistakes": tuple(Mistake(**mistake) for mistake in values["mistakes"]),
+        "probe": Probe(**values["probe"]) if values.get("probe") else None,
         "thresholds": _parsed_thresholds(values.get("thresholds")),
         "robustness": _parsed_robustness(values.get("robustness")),
         "slices": tuple(Slice(**row) for row in values.get("slices", ())),

@@ -44,8 +44,8 @@ class GraphManifest:
     """What `graph.json` says about the `model.onnx` beside it.
 
     `parity` is of the fp32 graph, which is `model.fp32.onnx` where int8 serves; `precision` says
-    which of them serves and why, `profile` what it costs, `flip` if it answers mirror images too.
-    Older graphs have none of these.
+    which of them serves and why, `profile` what it costs, `flip` if it answers mirror images too,
+    `training` where the time of training went. Older graphs have none of these.
     """
 
     classes: tuple[str, ...]
@@ -66,6 +66,7 @@ class GraphManifest:
     calibration: dict[str, float] | None = None
     precision: dict[str, Any] | None = None
     profile: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
     linnet: str = ""
     kind: str = field(default=KIND)
 

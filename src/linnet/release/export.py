@@ -1,12 +1,15 @@
 """From a checkpoint to an ONNX graph that takes uint8 pictures and gives probabilities."""
 
 import contextlib
+import csv
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +23,7 @@ import linnet
 from linnet.data.dataset import Dataset
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DatasetError, GraphError
+from linnet.evaluation import baselines
 from linnet.evaluation.calibration import Temperature, fit_temperature
 from linnet.folders import written_whole
 from linnet.inference.session import (
@@ -39,7 +43,8 @@ from linnet.release.quantization import check_calibration, choose_precision
 from linnet.release.rows import prepared_rows, spread
 from linnet.settings import ExportSettings
 from linnet.stores.objects import sha256_of
-from linnet.training.checkpoint import CheckpointManifest
+from linnet.training.checkpoint import HISTORY, CheckpointManifest
+from linnet.training.clock import profile, slowest
 from linnet.training.network import Classifier, load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -128,6 +133,8 @@ def export(
     servable = Servable(classifier, temperature.value if temperature else 1.0).eval()
     encoded, opset, ir_version = _onnx(servable, manifest, settings)
     with written_whole(destination, MANIFEST) as folder:
+        if (checkpoint / baselines.FILE).exists():
+            shutil.copyfile(checkpoint / baselines.FILE, folder / baselines.FILE)
         (folder / MODEL).write_bytes(encoded)
         proof = spread(len(chosen), settings.parity_pictures)
         expected = torch.softmax(torch.from_numpy(logits[proof]) / servable.temperature, dim=1)
@@ -166,6 +173,7 @@ def export(
             calibration=asdict(temperature) if temperature else None,
             precision=asdict(choice.precision),
             profile=asdict(_profile(servable, folder / MODEL, spec)),
+            training=_training(checkpoint),
             linnet=linnet.__version__,
         )
         text = json.dumps(graph.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
@@ -319,6 +327,17 @@ def _profile(servable: Servable, model: Path, spec: Preprocessing) -> Profile:
         threads=threads,
         latency=latency(Session(model, threads=threads), shape),
     )
+
+
+def _training(checkpoint: Path) -> dict[str, Any] | None:
+    """Return where the time of training went, by the checkpoint's history."""
+    path = checkpoint / HISTORY
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    seconds = profile(rows)
+    return {"epochs": len(rows), "seconds": seconds, "slowest": slowest(seconds)}
 
 
 def _log_temperature(temperature: Temperature) -> None:

@@ -69,7 +69,7 @@ class Clock:
 
 def profile(history: Sequence[Mapping[str, Any]]) -> dict[Part, float]:
     """Return the seconds that all epochs of a history spent on each part."""
-    return {part: round(sum(row[f"{part}_s"] for row in history), 3) for part in PARTS}
+    return {part: round(sum(float(row[f"{part}_s"]) for row in history), 3) for part in PARTS}
 
 
 def slowest(seconds: Mapping[Part, float]) -> Part:

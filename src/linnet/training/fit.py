@@ -17,6 +17,7 @@ from linnet import __version__
 from linnet.data.dataset import Dataset
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DivergedError, TrainingError
+from linnet.evaluation import baselines
 from linnet.provenance import code_revision
 from linnet.settings import Monitor, TrainSettings
 from linnet.stores.connections import Connections
@@ -27,6 +28,7 @@ from linnet.training.checkpoint import CheckpointManifest
 
 if TYPE_CHECKING:
     from linnet.training.clock import Part
+    from linnet.training.network import Classifier
     from linnet.training.record import Best, Record, Row
     from linnet.training.stage import Pictures
 
@@ -94,6 +96,7 @@ def fit(
     training = _Training(opened, settings, weights, state, workspace / "cache", tracker, watch)
     try:
         records = _train(training)
+        _probe(training)
     except DivergedError as error:
         raise DivergedError(f"{error}. {_keep_best_so_far(training)}") from error
     report = _report(training, records, time.monotonic() - began, resumed)
@@ -136,25 +139,13 @@ class _Training:
 
 def _train(training: _Training) -> "dict[StageName, Record]":
     """Run the stages one after another, each from the best weights of the one before."""
-    import torch
-
-    from linnet.training.network import Classifier, build, load_weights
+    from linnet.training.network import load_weights
     from linnet.training.record import best_file, track_epoch
     from linnet.training.stage import read_record, train_stage
 
-    settings, dataset, tracker = training.settings, training.dataset, training.tracker
-    torch.manual_seed(settings.seed)
-    network = build(
-        settings.network,
-        len(dataset.classes),
-        weights=training.weights,
-        dropout=settings.dropout,
-        size_px=settings.size_px,
-        hidden=settings.hidden,
-        head_init=settings.head_init,
-    )
-    pictures = _pictures(dataset, settings, training.cache)
-    model = Classifier(network, *training.mean_std()).to(memory_format=torch.channels_last)
+    settings, tracker = training.settings, training.tracker
+    pictures = _pictures(training.dataset, settings, training.cache)
+    model = _untrained(training)
     records: dict[StageName, Record] = {}
     for name in _stages(settings):
         folder = training.state / name
@@ -173,8 +164,43 @@ def _train(training: _Training) -> "dict[StageName, Record]":
             tracker=tracker,
             watch=training.watch,
         )
-        load_weights(network, best_file(folder, settings.monitor), settings.network)
+        load_weights(model.network, best_file(folder, settings.monitor), settings.network)
     return records
+
+
+def _untrained(training: _Training) -> "Classifier":
+    """Return the network as it is before training, the same each time."""
+    import torch
+
+    from linnet.training.network import Classifier, build
+
+    settings = training.settings
+    torch.manual_seed(settings.seed)
+    network = build(
+        settings.network,
+        len(training.dataset.classes),
+        weights=training.weights,
+        dropout=settings.dropout,
+        size_px=settings.size_px,
+        hidden=settings.hidden,
+        head_init=settings.head_init,
+    )
+    return Classifier(network, *training.mean_std()).to(memory_format=torch.channels_last)
+
+
+def _probe(training: _Training) -> None:
+    """Put what a linear probe on the untrained network answers beside the stages' files."""
+    from linnet.training.probe import linear_probe
+
+    settings = training.settings
+    linear_probe(
+        training.state / baselines.FILE,
+        training.dataset,
+        _pictures(training.dataset, settings, training.cache),
+        _untrained(training),
+        settings,
+        cache=training.cache,
+    )
 
 
 def _keep_best_so_far(training: _Training) -> str:
@@ -357,8 +383,13 @@ def _write(training: _Training, records: "dict[StageName, Record]", destination:
         best=_best_files(settings, records, training.state),
         monitor=settings.monitor,
         history=_history(records),
-        more=_range_tests(training.state, records),
+        more=_range_tests(training.state, records) | _answers_of_probe(training.state),
     )
+
+
+def _answers_of_probe(state: Path) -> dict[str, Path]:
+    path = state / baselines.FILE
+    return {path.name: path} if path.exists() else {}
 
 
 def _range_tests(state: Path, records: "dict[StageName, Record]") -> dict[str, Path]:

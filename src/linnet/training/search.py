@@ -220,6 +220,8 @@ class _Worker:
 
     def _train(self, trial: optuna.Trial, settings: TrainSettings, run: Tracker | None) -> float:
         search = self.search
+        # The baseline is the same for every trial of a network, and none is judged by it.
+        settings = settings.model_copy(update={"probe_pictures": 0})
         place = search.workspace / "search" / self.study.study_name / f"trial-{trial.number}"
 
         def watch(row: Row) -> None:

@@ -162,7 +162,7 @@ def _found_rate(
 
 
 def make_trainer(
-    stage: StageSettings, settings: TrainSettings, folder: Path, recorder: Recorder
+    stage: StageSettings, settings: TrainSettings, folder: Path, recorder: Recorder | None
 ) -> pl.Trainer:
     """Return a Lightning trainer that leaves writing to `recorder` and talking to us.
 
@@ -181,7 +181,7 @@ def make_trainer(
             max_epochs=stage.epochs,
             gradient_clip_val=settings.gradient_clip,
             deterministic="warn" if on_gpu else None,
-            callbacks=[recorder, *progress],
+            callbacks=[*([] if recorder is None else [recorder]), *progress],
             enable_progress_bar=bool(progress),
             enable_model_summary=False,
             logger=False,
@@ -229,13 +229,37 @@ def features_of(
     model: Classifier, pictures: NDArray[np.uint8], trainer: pl.Trainer, batch_size: int, what: str
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the frozen network's features of all pictures, float32 `[n, features]` a batch."""
-    device = trainer.strategy.root_device
-    frozen = model.to(device).eval()
+    model.to(trainer.strategy.root_device).eval()
     starts = range(0, len(pictures), batch_size)
     for start in track(starts, f"Features of {what} pictures", len(starts)):
-        batch = torch.from_numpy(np.array(pictures[start : start + batch_size])).to(device)
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            yield frozen.features(batch).float().cpu().numpy()
+        yield features_of_batch(model, np.array(pictures[start : start + batch_size]), trainer)
+
+
+def features_of_batch(
+    model: Classifier, pictures: NDArray[np.uint8], trainer: pl.Trainer
+) -> NDArray[np.float32]:
+    """Return features, float32 `[n, features]`, by a network in eval mode on the device."""
+    batch = torch.from_numpy(pictures).to(trainer.strategy.root_device)
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        features: NDArray[np.float32] = model.features(batch).float().cpu().numpy()
+    return features
+
+
+def kept_features(
+    split: Literal["train", "val"],
+    model: Classifier,
+    pictures: Pictures,
+    trainer: pl.Trainer,
+    settings: TrainSettings,
+    cache: Path,
+) -> NDArray[np.float32] | None:
+    """Return the features of a split that a stage on this frozen network has kept, if one has."""
+    head = find_head(model, settings.size_px)
+    if head is None:
+        return None
+    path = _features_folder(model, pictures, head, trainer, cache) / f"{split}.npy"
+    found: NDArray[np.float32] | None = np.load(path, mmap_mode="r") if path.exists() else None
+    return found
 
 
 @contextmanager
@@ -277,7 +301,7 @@ def _loaders(
     train: NDArray[Any] = pictures.train
     val: NDArray[Any] = pictures.val
     if head is not None:
-        folder = cache / "features" / _features_key(model, pictures, head, trainer)
+        folder = _features_folder(model, pictures, head, trainer, cache)
         train, val = (
             _cached_features(model, of, head, trainer, folder, split, settings.batch_size)
             for split, of in (("train", pictures.train), ("val", pictures.val))
@@ -331,12 +355,14 @@ def _cached_features(
     )
 
 
-def _features_key(model: Classifier, pictures: Pictures, head: Head, trainer: pl.Trainer) -> str:
-    """Return a name for the features of these pictures by this backbone and arithmetic."""
+def _features_folder(
+    model: Classifier, pictures: Pictures, head: Head, trainer: pl.Trainer, cache: Path
+) -> Path:
+    """Return where the features of these pictures by this backbone and arithmetic are kept."""
     tensors = model.network.state_dict()
     backbone = {k: v for k, v in tensors.items() if not k.startswith(f"{head.name}.")}
     backbone |= {"mean": model.mean, "scale": model.scale}
-    return f"{pictures.key}-{trainer.precision}-{digest(backbone)[:16]}"
+    return cache / "features" / f"{pictures.key}-{trainer.precision}-{digest(backbone)[:16]}"
 
 
 def _why(head: Head | None) -> str:
