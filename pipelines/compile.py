@@ -14,11 +14,13 @@ from kfp import compiler
 
 from pipelines.search_and_release import search_and_release
 from pipelines.train_and_release import train_and_release
+from pipelines.watch_drift import watch_drift
 
 SETTINGS = Path(__file__).parent / "settings"
 PIPELINES = {
     "train_and_release": train_and_release,
     "search_and_release": search_and_release,
+    "watch_drift": watch_drift,
 }
 
 

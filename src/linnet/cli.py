@@ -19,6 +19,7 @@ from rich.table import Column, Table
 
 from linnet import __version__, launch, settings_table
 from linnet.errors import LinnetError, SettingsError
+from linnet.monitoring.commands import drift
 from linnet.rollout import commands as rollout_commands
 from linnet.settings import RunSettings
 from linnet.stores.connections import Connections
@@ -421,6 +422,9 @@ def releases(
         out.print(table)
     else:
         err.print("no releases yet: `linnet run` makes the first")
+
+
+app.command(rich_help_panel=RESULTS)(drift)
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -18,7 +18,7 @@ from linnet.monitoring.comparison import Shift, compare
 from linnet.monitoring.features import Sample, measure
 from linnet.monitoring.page import render
 from linnet.monitoring.pictures import pictures
-from linnet.monitoring.reference import read_reference
+from linnet.monitoring.reference import MOST_PICTURES, read_reference
 from linnet.monitoring.settings import DriftSettings
 from linnet.release.opening import Release, open_release
 from linnet.stores.connections import Connections
@@ -115,7 +115,7 @@ def look(
         before = (
             read_reference(opened)
             if reference is None
-            else _measured(reference, opened, settings, connections)
+            else _measured(reference, opened, _all_of(settings), connections)
         )
         now = _measured(source, opened, settings, connections)
     _require_enough(before, reference or opened.uri, settings)
@@ -162,6 +162,11 @@ def _measured(
         Preprocessing.from_json(release.manifest["preprocessing"]),
         Rule.of(release.manifest),
     )
+
+
+def _all_of(settings: DriftSettings) -> DriftSettings:
+    """Return settings that take as many pictures of a reference as a release carries."""
+    return settings.model_copy(update={"pictures": MOST_PICTURES, "hours": None})
 
 
 def _require_enough(sample: Sample, source: str, settings: DriftSettings) -> None:

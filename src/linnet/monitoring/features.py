@@ -25,6 +25,7 @@ SIDE_PX = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _FLATTEST = 1e-6
 _AT_ONCE = 64
+_DIGITS = 5
 
 ABOUT = {
     "brightness": "mean of the grey picture, 0 black to 1 white",
@@ -71,15 +72,21 @@ def describe(picture: Image.Image, width: int, height: int) -> list[float]:
     reduced.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
     pixels = np.asarray(reduced, np.float32) / 255
     grey = np.asarray(pixels @ _LUMA, np.float32)
-    return [
-        float(grey.mean()),
-        float(grey.std()),
-        float(np.log10(_edges(grey).var() + _FLATTEST)),
-        float((pixels.max(axis=2) - pixels.min(axis=2)).mean()),
-        float((pixels[..., 0] - pixels[..., 2]).mean()),
-        float(np.log2(width * height)),
-        float(np.log2(width / height)),
-    ]
+    numbers = (
+        grey.mean(),
+        grey.std(),
+        np.log10(_edges(grey).var() + _FLATTEST),
+        (pixels.max(axis=2) - pixels.min(axis=2)).mean(),
+        (pixels[..., 0] - pixels[..., 2]).mean(),
+        np.log2(width * height),
+        np.log2(width / height),
+    )
+    return [rounded(number) for number in numbers]
+
+
+def rounded(number: float) -> float:
+    """Return a number as a release keeps it: what is equal in a picture stays equal there."""
+    return round(float(number), _DIGITS)
 
 
 def measure(
@@ -95,7 +102,7 @@ def measure(
         if seen:
             judged = rule.answer(model.predict(np.stack([prepared for _, prepared in seen])))
             answers.append(judged.best.astype(np.int64))
-            scores = judged.scores.tolist()
+            scores = [rounded(score) for score in judged.scores]
             values += [[*row, score] for (row, _), score in zip(seen, scores, strict=True)]
     return Sample(
         np.array(values, np.float64).reshape(-1, len(FEATURES)),

@@ -11,15 +11,13 @@ from linnet.errors import DriftError
 from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
 from linnet.machine import available_cpus
-from linnet.monitoring.features import FEATURES, Sample, describe_encoded
+from linnet.monitoring.features import FEATURES, Sample, describe_encoded, rounded
 from linnet.release.opening import Release
 from linnet.release.rows import spread
 
 KIND = "linnet/drift-reference/v1"
 REFERENCE = "drift.json"
 MOST_PICTURES = 2000
-
-_DIGITS = 5
 
 
 def write_reference(path: Path, dataset: Dataset, predictions: Predictions, rule: Rule) -> None:
@@ -35,8 +33,7 @@ def write_reference(path: Path, dataset: Dataset, predictions: Predictions, rule
         described = list(pool.map(describe_encoded, encoded))
     answers = rule.answer(predictions.probabilities[chosen])
     rows = [
-        [round(value, _DIGITS) for value in (*numbers, float(score))]
-        for numbers, score in zip(described, answers.scores, strict=True)
+        [*numbers, rounded(score)] for numbers, score in zip(described, answers.scores, strict=True)
     ]
     contents = {
         "kind": KIND,
