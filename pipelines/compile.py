@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kfp import compiler
 
+from pipelines.batch_predict import batch_predict
 from pipelines.search_and_release import search_and_release
 from pipelines.train_and_release import train_and_release
 from pipelines.watch_drift import watch_drift
@@ -21,6 +22,7 @@ PIPELINES = {
     "train_and_release": train_and_release,
     "search_and_release": search_and_release,
     "watch_drift": watch_drift,
+    "batch_predict": batch_predict,
 }
 
 

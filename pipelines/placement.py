@@ -22,9 +22,11 @@ CREDENTIALS = "linnet-s3"
 CONNECTIONS = "linnet-connections"
 SEARCH = "linnet-search"
 SEARCH_KEYS = ("LINNET_SEARCH_STORAGE",)
+SIGNING = "linnet-signing"
+SIGNING_KEYS = ("LINNET_SIGNING_KEY", "LINNET_SIGNING_PASSWORD")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NEEDED_CONNECTIONS = ("MLFLOW_TRACKING_URI", "LINNET_RELEASE_ROOT")
-S3_CONNECTIONS = ("AWS_ENDPOINT_URL", "AWS_REGION")
+OPTIONAL_CONNECTIONS = ("AWS_ENDPOINT_URL", "AWS_REGION", "LINNET_TRUSTED_KEY")
 
 GPU = "nvidia.com/gpu"
 # The label that NVIDIA's GPU feature discovery gives to nodes.
@@ -52,6 +54,15 @@ def training(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return _connected(task)
 
 
+def answering(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Decode, and go on after the last whole part in a pod's place.
+
+    Not cached: which release answers depends on the registry.
+    """
+    task.set_retry(num_retries=3, backoff_duration="30s", backoff_factor=2.0)
+    return decoding(task).set_caching_options(enable_caching=False)
+
+
 def searching(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Train as `training` does, and share trials in a database; they are no input, so no cache.
 
@@ -64,6 +75,12 @@ def searching(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def deciding(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Ask for little, and run every time: the answer depends on the registry or the cluster."""
     return light(task).set_caching_options(enable_caching=False)
+
+
+def releasing(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Decide as `deciding` does, and sign where there is a Secret with a key to sign with."""
+    kubernetes.use_secret_as_env(task, SIGNING, _same(SIGNING_KEYS), optional=True)
+    return deciding(task)
 
 
 def _on_gpu(task: dsl.PipelineTask) -> None:
@@ -79,12 +96,13 @@ def _on_gpu(task: dsl.PipelineTask) -> None:
 def _connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Tell the task where MLflow and S3 are; run the very image, as a user that is not root.
 
-    The Secret may be absent where S3 takes the pod's own role, and S3's address where it is AWS.
+    The Secret may be absent where S3 takes the pod's own role, S3's address where it is AWS, and
+    the trusted key where releases aren't signed.
     Kubeflow itself drops capabilities, forbids privilege escalation and sets the seccomp profile.
     """
     kubernetes.use_secret_as_env(task, CREDENTIALS, _same(CREDENTIAL_KEYS), optional=True)
     kubernetes.use_config_map_as_env(task, CONNECTIONS, _same(NEEDED_CONNECTIONS))
-    kubernetes.use_config_map_as_env(task, CONNECTIONS, _same(S3_CONNECTIONS), optional=True)
+    kubernetes.use_config_map_as_env(task, CONNECTIONS, _same(OPTIONAL_CONNECTIONS), optional=True)
     kubernetes.set_security_context(task, run_as_non_root=True)
     return kubernetes.set_image_pull_policy(task, "IfNotPresent")
 

@@ -4,6 +4,7 @@ import dataclasses
 import getpass
 import json
 import logging
+import os
 import sys
 import time
 import webbrowser
@@ -424,6 +425,18 @@ def releases(
         err.print("no releases yet: `linnet run` makes the first")
 
 
+@app.command(rich_help_panel=RESULTS)
+def sign(
+    release: Annotated[str, typer.Argument(help="Folder, s3://… or model@alias.")],
+    workspace: Workspace = WORKSPACE,
+) -> None:
+    """Sign a release with LINNET_SIGNING_KEY, for those who set LINNET_TRUSTED_KEY."""
+    from linnet.release.opening import sign_release
+
+    uri = sign_release(release, _connections(workspace))
+    err.print(f"signed {uri}", soft_wrap=True, highlight=False)
+
+
 app.command(rich_help_panel=RESULTS)(drift)
 
 
@@ -519,6 +532,56 @@ def serve(
 
 
 @app.command(rich_help_panel=RESULTS)
+def ui(
+    server: Annotated[
+        str, typer.Option(help="V2 endpoint: http://host:8080 or grpc://host:8081.")
+    ] = "http://127.0.0.1:8080",
+    model: Model = None,
+    release: Annotated[
+        str | None,
+        typer.Option(
+            "--release",
+            "-r",
+            help="Folder, s3://… or model@alias of the release that answers, for examples and the "
+            "model page. [default: the one that the server names, if it lies where releases go]",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the page; 0: any.")] = 8090,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, such as max_picture_bytes=8000000. Repeatable."),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    workspace: Workspace = WORKSPACE,
+) -> None:
+    """Show a web page where people drop pictures and see what a served model answers.
+
+    A server that asks for a token gets the one in LINNET_TOKEN.
+    """
+    from linnet.ui.server import serve_page
+    from linnet.ui.settings import PageSettings
+
+    flags = (f"host={json.dumps(host)}", f"port={port}")
+    wanted = PageSettings.load(overrides=(*flags, *(overrides or ())))
+
+    def ready(address: str) -> None:
+        err.print(f"the page is at {address} (Ctrl-C stops it)", highlight=False)
+        if open_page:
+            webbrowser.open(address)
+
+    serve_page(
+        server,
+        wanted,
+        connections=_connections(workspace),
+        model=model,
+        release=release,
+        token=os.environ.get("LINNET_TOKEN") or None,
+        ready=ready,
+    )
+
+
+@app.command(rich_help_panel=RESULTS)
 def report(
     path: Annotated[Path, typer.Argument(help="A report's, release's or run's folder.")],
     open_page: Annotated[
@@ -599,6 +662,56 @@ def predict(
     out.print(table)
     if any(answer.abstain for answer in answers):
         err.print("a label in brackets: the model would rather not say", style="dim")
+
+
+@app.command(rich_help_panel=RESULTS)
+def batch(
+    source: Annotated[
+        str, typer.Argument(help="Pictures: folder | archive | s3://… | torchvision://NAME.")
+    ],
+    release: Annotated[
+        str, typer.Option("--release", "-r", help="Folder, s3://… or model@alias that answers.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder or s3://bucket/prefix of the answers.")
+    ],
+    shard: Annotated[
+        str, typer.Option(help="This process's share, such as 2/8: the second of eight.")
+    ] = "1/1",
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV beside Parquet.")] = False,
+    part_pictures: Annotated[
+        int, typer.Option(help="Pictures in one file of answers; a kill costs that much at most.")
+    ] = 2048,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that decode and answer. Default: one per CPU.")
+    ] = None,
+    settings: SettingsOption = None,
+    overrides: Set = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Answer any number of pictures with a release, into Parquet files of answers.
+
+    Killed, it goes on when the same command is given again. Pictures need no labels; where there
+    are labels (class folders, or --set source.csv.path=labels.csv), the summary has the confusion
+    matrix. What can't be read is in quarantine.csv with the reason.
+    """
+    from linnet.batch.predicting import batch
+    from linnet.batch.settings import BatchSettings, Shard
+
+    wanted = _settings(settings, (f"source.uri={json.dumps(source)}", *(overrides or ())))
+    how = BatchSettings.parse(
+        {"csv": csv, "part_pictures": part_pictures, "threads": threads}, "batch"
+    )
+    summary = batch(
+        wanted.source,
+        release,
+        output,
+        how,
+        shard=Shard.parse(shard),
+        connections=_connections(workspace),
+    )
+    _show(summary, as_json, _show_batch)
 
 
 def _ask_server(
@@ -738,6 +851,23 @@ def _show_report(result: Any) -> None:
     out.print(table)
 
 
+def _show_batch(summary: Any) -> None:
+    out.print(summary.headline())
+    table = Table("label", "pictures", "share")
+    for name, count in sorted(summary.labels.items(), key=lambda each: -each[1])[:_MOST_LABELS]:
+        table.add_row(name, f"{count:,}", f"{count / max(1, summary.answered):.1%}")
+    out.print(table)
+    if summary.metrics:
+        _line("of labelled", f"{summary.labelled:,}  {_text(summary.metrics)}")
+    if summary.unknown_labels:
+        shown = _text(dict(list(summary.unknown_labels.items())[:5]))
+        err.print(f"labels that {summary.release} does not know: {shown}", style="dim")
+    if summary.left_out:
+        _line("quarantine", _text(summary.left_out))
+    _line("where", summary.output)
+    _line("seconds", f"{summary.seconds:.1f}")
+
+
 def _show_search(found: Any, folder: Path) -> None:
     names = sorted({name for row in found.trials for name in row.drawn})
     table = Table("trial", "outcome", found.monitor, "epochs", *names, title=found.study)
@@ -759,6 +889,8 @@ def _show_decision(decision: Any) -> None:
     out.print(table)
 
 
+# Lines of a batch's table.
+_MOST_LABELS = 20
 # What typer makes of Ctrl-C.
 _INTERRUPTED = 130
 
@@ -776,8 +908,8 @@ def main() -> None:
         if ended.code == _INTERRUPTED:
             err.print(
                 f"interrupted after {time.monotonic() - started:.0f} s: nothing half written is "
-                "kept; training or a rollout goes on where it was when the same command is given "
-                "again"
+                "kept; training, a batch or a rollout goes on where it was when the same command "
+                "is given again"
             )
         raise
 

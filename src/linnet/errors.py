@@ -62,6 +62,10 @@ class EvaluationError(LinnetError):
     """A report can't be made from these predictions, or can't be read."""
 
 
+class BatchError(LinnetError):
+    """A batch's output is of something else, or none of its pictures can be answered."""
+
+
 class ReleaseError(LinnetError):
     """A release is absent, half written, or does not match its digests."""
 

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
@@ -26,9 +26,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Workers:
-    """Processes that do tasks. Made by `workers`."""
+    """Processes or threads that do tasks. Made by `workers` or `threads`."""
 
-    def __init__(self, pool: ProcessPoolExecutor, count: int) -> None:
+    def __init__(self, pool: Executor, count: int) -> None:
         self._pool = pool
         self._ahead = count * _TASKS_AHEAD_PER_WORKER
 
@@ -70,6 +70,16 @@ def workers(count: int) -> Iterator[Workers]:
             if process not in others:
                 process.terminate()
         raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def threads(count: int, name: str) -> Iterator[Workers]:
+    """Yield `count` threads, for what frees the GIL; the block waits for what they are doing."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield Workers(pool, count)
     finally:
         pool.shutdown(cancel_futures=True)
 

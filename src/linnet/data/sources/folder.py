@@ -35,7 +35,7 @@ def _below(folder: Path, root: Path, real_root: Path, *, linked: bool) -> Iterat
             f"folder {folder} can't be listed ({error.strerror}): check its permissions"
         ) from error
     for entry in entries:
-        if _left_behind(entry):
+        if left_behind(entry.name, folder=entry.name.startswith(".") and entry.is_dir()):
             log.debug("left out: %s", entry.path)
         elif entry.is_dir(follow_symlinks=False):
             yield from _below(Path(entry.path), root, real_root, linked=linked)
@@ -45,11 +45,12 @@ def _below(folder: Path, root: Path, real_root: Path, *, linked: bool) -> Iterat
             yield _file(Path(entry.path), root)
 
 
-def _left_behind(entry: os.DirEntry[str]) -> bool:
-    name = entry.name.casefold()
+def left_behind(name: str, *, folder: bool) -> bool:
+    """Return whether a name is of a hidden folder, or of what desktops leave behind."""
+    name = name.casefold()
     if name == "__macosx" or name in _SYSTEM_FILES or name.startswith("._"):
         return True
-    return name.startswith(".") and entry.is_dir()
+    return folder and name.startswith(".")
 
 
 def _behind_link(link: Path, root: Path, real_root: Path, *, linked: bool) -> Iterator[Found]:

@@ -1,6 +1,8 @@
 """One way in for every kind of source."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from linnet.data.sources.archive import unpack
@@ -15,7 +17,7 @@ from linnet.data.sources.items import (
     only_classes,
 )
 from linnet.data.sources.layout import label_by_folder, unwrap
-from linnet.data.sources.remote import download
+from linnet.data.sources.remote import download, listed
 from linnet.data.sources.table import Pictures, label_by_table
 from linnet.data.sources.torchvision import torchvision_items
 from linnet.errors import SourceError
@@ -39,6 +41,45 @@ def open_source(
     """
     items = _items(source, scratch.absolute(), connections)
     return checked_source(source.uri, only_classes(source.uri, items, source.classes))
+
+
+@dataclass(frozen=True)
+class Pile:
+    """The pictures of a source, labelled or not, sorted by key; `read` returns a path's bytes."""
+
+    items: tuple[Item, ...]
+    read: Callable[[Path], bytes]
+
+
+def open_pile(
+    source: SourceSettings, scratch: Path, *, connections: Connections | None = None
+) -> Pile:
+    """Return the source's pictures for whoever needs no labels.
+
+    Pictures of a bucket stay there and are read one by one; an archive, and what a CSV labels, are
+    brought below `scratch` first.
+
+    Raises:
+        SourceError: the source is absent, broken or unsafe, or has no pictures.
+        StoreError: an object store refused, or scratch is full.
+    """
+    pile = _in_bucket(source, connections) if source.uri.startswith("s3://") else None
+    if pile is None:
+        pile = Pile(tuple(_items(source, scratch.absolute(), connections)), Path.read_bytes)
+    kept = only_classes(source.uri, list(pile.items), source.classes)
+    if not kept:
+        raise SourceError(f"{source.uri} holds no pictures: give a folder or archive that has some")
+    return Pile(tuple(sorted(kept, key=lambda item: item.key)), pile.read)
+
+
+def _in_bucket(source: SourceSettings, connections: Connections | None) -> Pile | None:
+    """Return the pictures of a bucket where they are, None for what has to be brought here."""
+    store, prefix = open_store(source.uri, connections)
+    found, _ = unwrap(number_duplicates(listed(store, prefix)), source.splits)
+    if not found or source.csv is not None:
+        return None
+    items = label_by_folder(found, source.splits, source.uri)
+    return Pile(tuple(items), lambda path: store.read(path.as_posix()))
 
 
 def _items(source: SourceSettings, scratch: Path, connections: Connections | None) -> list[Item]:

@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from linnet.data.sources.folder import left_behind
+from linnet.data.sources.items import Found, clean_key
 from linnet.data.sources.scratch import filled
 from linnet.errors import SourceError
 from linnet.progress import track
@@ -31,6 +33,27 @@ def download(store: "ObjectStore", prefix: str, folder: Path) -> Path:
             pass
     only = folder / prefix.rpartition("/")[2]
     return only if len(entries) == 1 and entries[0].key == prefix else folder
+
+
+def listed(store: "ObjectStore", prefix: str) -> list[Found]:
+    """Return the objects below the prefix, each with its key in the store as path.
+
+    There are none where the prefix is itself an object: an archive.
+
+    Raises:
+        SourceError: nothing is there, or a key would land outside a folder.
+        StoreError: the store refused or did not answer.
+    """
+    return [
+        Found(clean_key(name), Path(entry.key))
+        for entry in _entries(store, prefix)
+        if entry.key != prefix and not _is_left_behind(name := _below(entry.key, prefix, store))
+    ]
+
+
+def _is_left_behind(name: str) -> bool:
+    *folders, file = name.split("/")
+    return left_behind(file, folder=False) or any(left_behind(f, folder=True) for f in folders)
 
 
 def _entries(store: "ObjectStore", prefix: str) -> Iterator["StoredObject"]:

@@ -1,0 +1,1 @@
+"""The `summarise` step."""
