@@ -1,6 +1,7 @@
 """What gRPC reads, and what it refuses before it reads."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,10 +82,16 @@ def test_all_messages_together_are_bounded(start: Start, release: object) -> Non
         for _ in range(3):
             channel.unary_unary(INFER)(large, timeout=20)
         before = server.rss_mib()
+        most = before
         with ThreadPoolExecutor(4) as pool:
-            seen = sum(pool.map(flood, range(4)), Counter[str]())
+            floods = [pool.submit(flood, number) for number in range(4)]
+            while not all(one.done() for one in floods):
+                most = max(most, server.rss_mib())
+                time.sleep(0.02)
+        seen = sum((one.result() for one in floods), Counter[str]())
         assert set(seen) == {"OK", "RESOURCE_EXHAUSTED"}, seen
-        # All of them at once would be 620 MiB, and as much again once decoded.
-        assert server.rss_mib() - before < 450
+        # All of them at once would be 620 MiB, and as much again once decoded. Seen are 44–64: three
+        # messages within the budget, in gRPC's buffers and in ours, and what the others may send.
+        assert most - before < 120
         answer = v2.ModelInferResponse.FromString(channel.unary_unary(INFER)(GOOD, timeout=20))
     assert len(answer.outputs) == 5

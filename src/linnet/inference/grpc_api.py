@@ -41,6 +41,9 @@ CODES: Final = {
 }
 _HOLDING_S: Final = 0.25
 _CLOSING_S: Final = 0.05
+# Bytes that a client may send before its message is read. Without a bound, gRPC's estimate of the
+# network's capacity lets each sender fill megabytes that no budget of ours knows of.
+_UNREAD: Final = 256 << 10
 # Bytes that a message counts for at least while it is received, and how fast large ones fade.
 _SMALL: Final = 256 << 10
 _KEPT: Final = 0.98
@@ -87,6 +90,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", 1024),
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", _UNREAD),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.max_metadata_size", 32 << 10),
             ],
