@@ -363,6 +363,11 @@ class DecisionSettings(Settings):
         description="a class with fewer validation pictures keeps its threshold; of two classes, "
         "an error",
     )
+    cross_fit: bool = Field(
+        True,
+        description="of more than two classes, keep thresholds only if, fitted on four fifths of "
+        "validation, they gain on the rest",
+    )
     coverage: float | None = Field(
         None, gt=0.0, le=1.0, description="abstain so that this share of validation is answered"
     )

@@ -86,7 +86,7 @@ def test_a_costly_miss_lowers_the_threshold_of_what_is_missed() -> None:
 @pytest.mark.parametrize("aim", ["f1", "balanced_accuracy", "cost"])
 def test_of_many_classes_no_single_threshold_can_be_moved_to_gain(aim: str) -> None:
     labels, probabilities = made(3, 300)
-    settings = DecisionSettings.parse({"aim": aim})
+    settings = DecisionSettings.parse({"aim": aim, "cross_fit": False})
     found = fit(labels, probabilities, THREE, settings)
     assert found.rule.thresholds is not None
     assert (found.after != found.before) or aim == "cost"
@@ -96,6 +96,50 @@ def test_of_many_classes_no_single_threshold_can_be_moved_to_gain(aim: str) -> N
     for index in range(3):
         swept = sweep(labels, probabilities, np.array(found.rule.thresholds), index, cost=goal.cost)
         assert goal.value(swept, support).max() <= best * (found.after or 0) + 1e-9
+
+
+def test_thresholds_that_only_fit_chance_are_dropped() -> None:
+    labels = np.arange(120) % 3
+    scores = np.random.default_rng(0).normal(size=(120, 3)) + 2.0 * np.eye(3)[labels]
+    probabilities = (np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)).astype(np.float32)
+    found = fit(labels, probabilities, THREE, DecisionSettings(aim="f1"))
+    assert found.before is not None
+    assert found.after is not None
+    assert found.held_out is not None
+    assert found.held_out <= found.before < found.after
+    assert found.dropped
+    assert found.rule.thresholds is None
+    kept = fit(labels, probabilities, THREE, DecisionSettings(aim="f1", cross_fit=False))
+    assert kept.rule.thresholds is not None
+    assert kept.held_out is None
+
+
+def test_thresholds_that_gain_on_pictures_held_out_are_kept() -> None:
+    labels, probabilities = made(3, 600)
+    found = fit(labels, probabilities, THREE, DecisionSettings(aim="balanced_accuracy"))
+    assert found.before is not None
+    assert found.after is not None
+    assert found.held_out is not None
+    assert found.before + 0.05 < found.held_out
+    assert not found.dropped
+    assert found.rule.thresholds is not None
+
+
+def test_a_page_of_dropped_thresholds_says_so_and_still_shows_their_curves(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    graph = write_graph(tmp_path / "graph", temperature=2.0)
+    relabel(dataset, "val", {0: 1, 5: 2})
+    decision = DecisionSettings(aim="f1", fewest_pictures=1)
+    settings = EvaluateSettings(bootstrap_samples=100, decision=decision)
+    found = evaluate(graph, dataset, tmp_path / "report", settings, model="colours")
+    assert found.thresholds is not None
+    assert found.thresholds.dropped
+    assert found.thresholds.before == found.thresholds.after
+    assert len(found.thresholds.curves) == 3
+    assert Report.load(tmp_path / "report") == found
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "were <b>dropped</b>" in page
+    assert "by one class's threshold, validation" in page.replace("&#39;", "'")
 
 
 def test_a_sweep_counts_what_the_rule_answers() -> None:
@@ -170,7 +214,7 @@ def test_the_report_is_of_the_answers_that_the_thresholds_give(tmp_path: Path) -
     # Half of the green validation pictures are called blue, as are all in the test split.
     relabel(dataset, "val", dict.fromkeys(range(4, 8), 0))
     relabel(dataset, "test", dict.fromkeys(range(4, 8), 0))
-    decision = DecisionSettings(aim="f1", fewest_pictures=1, abstain_below=0.1)
+    decision = DecisionSettings(aim="f1", fewest_pictures=1, abstain_below=0.1, cross_fit=False)
     settings = EvaluateSettings(bootstrap_samples=100, decision=decision)
     found = evaluate(graph, dataset, tmp_path / "report", settings, model="colours")
     assert found.thresholds is not None

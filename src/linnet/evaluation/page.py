@@ -141,9 +141,10 @@ def _threshold_curves(report: Report) -> list[tuple[Curve, float]]:
     classes whose threshold moved most.
     """
     fitted = report.thresholds
-    if fitted is None or fitted.thresholds is None:
+    if fitted is None or not fitted.curves:
         return []
-    chosen = fitted.thresholds
+    even = 1 / len(report.classes)
+    chosen = fitted.thresholds or dict.fromkeys(report.classes, even)
     if len(report.classes) == 2:
         (curve,) = fitted.curves
         highest = max(1.0, *curve.value)
@@ -162,7 +163,6 @@ def _threshold_curves(report: Report) -> list[tuple[Curve, float]]:
             drawn.append(Curve(fitted.words, value, 3, scale))
         return [(line, chosen[curve.name]) for line in drawn]
     highest = max(1.0, *(max(curve.value) for curve in fitted.curves))
-    even = 1 / len(report.classes)
     ranked = sorted(fitted.curves, key=lambda curve: -abs(np.log(chosen[curve.name] / even)))
     return [
         (

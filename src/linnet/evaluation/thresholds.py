@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from linnet.errors import EvaluationError
 from linnet.evaluation.calibration import Floats, Labels
-from linnet.evaluation.metrics import Scorer, confusion, label, per_class
+from linnet.evaluation.metrics import Scorer, label, per_class
 from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
 from linnet.settings import DecisionSettings
@@ -18,6 +18,7 @@ CURVE_POINTS = 120
 # Thresholds that one sweep tries: all there are of a small split, fewer with many classes.
 _MOST_POINTS, _FEWEST_POINTS, _CELLS = 1000, 50, 20_000
 _ROUNDS = 5
+FOLDS = 5
 _EDGE = 1e-6
 
 
@@ -43,6 +44,8 @@ class Thresholds:
     `before` and `after` are metrics of the test split, all pictures answered; `coverage` is the
     share of it that is not abstained from, and `answered_accuracy` the accuracy there.
     `kept` are classes with too few validation pictures to move their threshold.
+    `validation_held_out` is the aim's value on validation pictures by thresholds that were fitted
+    without them; where it is no better than before, the thresholds were `dropped`.
     """
 
     aim: str
@@ -58,6 +61,8 @@ class Thresholds:
     coverage: float
     answered_accuracy: float | None
     curves: tuple[ThresholdCurve, ...]
+    validation_held_out: float | None = None
+    dropped: bool = False
 
     def rule(self, classes: tuple[str, ...]) -> Rule:
         """Return the rule, with thresholds in the order of the classes."""
@@ -96,6 +101,8 @@ def thresholds(
         coverage=float(answered.mean()),
         answered_accuracy=float(right[answered].mean()) if answered.any() else None,
         curves=curves(validation.labels, validation.probabilities, classes, values, settings),
+        validation_held_out=fitted.held_out,
+        dropped=fitted.dropped,
     )
 
 
@@ -123,12 +130,17 @@ def _effects(
 
 @dataclass(frozen=True)
 class Fit:
-    """Thresholds in the order of the classes, the aim's value without and with them."""
+    """Thresholds in the order of the classes, the aim's value without and with them.
+
+    `held_out` is the value with thresholds that were fitted without the pictures they answer.
+    """
 
     rule: Rule
     kept: tuple[str, ...]
     before: float | None
     after: float | None
+    held_out: float | None = None
+    dropped: bool = False
 
 
 def fit(
@@ -137,7 +149,9 @@ def fit(
     """Return the rule that is best at the aim on these validation pictures.
 
     One class's threshold is moved at a time, over all the values at which an answer changes, until
-    none gains any more; of equally good ones the nearest to the present one is taken.
+    none gains any more; of equally good ones the nearest to the present one is taken. With
+    `cross_fit`, those of more than two classes are dropped if such thresholds gain nothing on
+    pictures held out from them.
 
     Raises:
         EvaluationError: no pictures; of two classes one is absent or too small; a class that the
@@ -147,24 +161,46 @@ def fit(
     neutral = np.full(len(classes), 1 / len(classes))
     counts = np.bincount(labels, minlength=len(classes))
     kept = np.flatnonzero(counts < settings.fewest_pictures)
-    if settings.aim == "none":
-        before = after = None
-        values = None
-    else:
-        aim = Aim.of(classes, settings)
+    before = after = held_out = values = None
+    dropped = False
+    if settings.aim != "none":
+        aim, still = Aim.of(classes, settings), set(kept.tolist())
         before = aim.measured(labels, probabilities, neutral)
-        if len(classes) == 2:
-            found = _best(aim, labels, probabilities, neutral, aim.positive)
-        else:
-            found = _coordinates(aim, labels, probabilities, neutral, set(kept.tolist()))
+        found = _fitted(aim, labels, probabilities, still)
         after = aim.measured(labels, probabilities, found)
-        values = tuple(found.tolist())
+        # One number, of two classes, hardly fits chance.
+        if settings.cross_fit and len(classes) > 2:
+            held_out = _held_out(aim, labels, probabilities, still)
+            dropped = not _better(aim, held_out, before)
+        values = None if dropped else tuple(found.tolist())
     rule = Rule(values, settings.abstain_below)
     if settings.coverage is not None:
         scores = np.sort(rule.answer(probabilities.astype(np.float32)).scores)[::-1]
         rule = Rule(values, float(scores[int(np.ceil(settings.coverage * len(scores))) - 1]))
     names = tuple(classes[index] for index in kept) if values and len(classes) > 2 else ()
-    return Fit(rule, names, before, after)
+    return Fit(rule, names, before, after, held_out, dropped)
+
+
+def _fitted(aim: "Aim", labels: Labels, probabilities: Floats, kept: set[int]) -> Floats:
+    """Return the thresholds [C] that are best at the aim."""
+    neutral = np.full(len(aim.classes), 1 / len(aim.classes))
+    if len(aim.classes) == 2:
+        return _best(aim, labels, probabilities, neutral, aim.positive)
+    return _coordinates(aim, labels, probabilities, neutral, kept)
+
+
+def _held_out(aim: "Aim", labels: Labels, probabilities: Floats, kept: set[int]) -> float | None:
+    """Return the aim's value where each fold is answered by thresholds fitted on the others."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    fold = np.empty(len(labels), np.int64)
+    # The classes in turn, so that every fold has its share of each.
+    fold[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % FOLDS
+    predicted = np.empty(len(labels), np.int64)
+    for number in range(FOLDS):
+        out = fold == number
+        found = _fitted(aim, labels[~out], probabilities[~out], kept)
+        predicted[out] = Rule(tuple(found.tolist())).labels(probabilities[out])
+    return aim.of_answers(labels, predicted)
 
 
 @dataclass(frozen=True)
@@ -217,8 +253,13 @@ class Aim:
 
     def measured(self, labels: Labels, probabilities: Floats, thresholds: Floats) -> float | None:
         """Return the aim's value with thresholds; null where the precision is not reached."""
-        predicted = Rule(tuple(thresholds.tolist())).labels(probabilities)
-        table = confusion(labels, probabilities, predicted=predicted)
+        return self.of_answers(labels, Rule(tuple(thresholds.tolist())).labels(probabilities))
+
+    def of_answers(self, labels: Labels, predicted: Labels) -> float | None:
+        """Return the aim's value of answers; null where the precision is not reached."""
+        classes = len(self.classes)
+        cells = np.bincount(labels * classes + predicted, minlength=classes**2)
+        table = cells.reshape(classes, classes)
         swept = Sweep(
             np.zeros(1),
             table.diagonal()[None, :],
@@ -291,13 +332,14 @@ def curves(
     settings: DecisionSettings,
 ) -> tuple[ThresholdCurve, ...]:
     """Return the curve of the class looked for, or with more than two of every class."""
-    if thresholds is None:
+    if settings.aim == "none":
         return ()
     aim = Aim.of(classes, settings)
+    at_present = np.array(thresholds or np.full(len(classes), 1 / len(classes)))
     support = np.bincount(labels, minlength=len(classes))
     found = []
     for index in [aim.positive] if len(classes) == 2 else range(len(classes)):
-        swept = sweep(labels, probabilities, np.array(thresholds), index, cost=aim.cost)
+        swept = sweep(labels, probabilities, at_present, index, cost=aim.cost)
         keep = np.unique(np.linspace(0, len(swept.threshold) - 1, CURVE_POINTS).round().astype(int))
         value = aim.value(swept, support)
         hits, answered = swept.hits[:, index], swept.answered[:, index]
