@@ -50,4 +50,4 @@ def search_and_release(
         placement.deciding(gated)
         with dsl.If(gated.outputs["Output"] == "release", name="passed"):
             made["report"] = gated.outputs["gated_report"]
-            placement.deciding(release(**made, settings=release_settings, workspace=workspace))
+            placement.releasing(release(**made, settings=release_settings, workspace=workspace))

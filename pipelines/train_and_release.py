@@ -45,7 +45,7 @@ def train_and_release(
         with dsl.If(gated.outputs["Output"] == "release", name="passed"):
             made["report"] = gated.outputs["gated_report"]
             released = release(**made, settings=release_settings, workspace=workspace)
-            placement.deciding(released)
+            placement.releasing(released)
             with dsl.If(after_release == "rollout", name="asked"):
                 on = {"model": model, "settings": rollout_settings, "workspace": workspace}
                 rolled_out = rollout(release=released.outputs["Output"], **on)

@@ -169,7 +169,9 @@ def test_credentials_come_from_the_secret_and_addresses_from_the_config_map(
 ) -> None:
     for compiled in (kind, gpu):
         told = compiled.kubernetes(step)
-        (secret,) = told["secretAsEnv"]
+        *signing, secret = told["secretAsEnv"]
+        assert [one["secretName"] for one in signing] == ["linnet-signing"] * (step == "release")
+        assert all(one["optional"] for one in signing)
         needed, of_s3 = told["configMapAsEnv"]
         assert secret["secretName"] == "linnet-s3"
         assert {pair["envVar"] for pair in secret["keyToEnv"]} == {

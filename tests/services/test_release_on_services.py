@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from linnet.errors import (
     ReleaseError,
@@ -27,6 +29,7 @@ from linnet.release.bundle import (
     release,
     releases,
 )
+from linnet.release.opening import Release, sign_release
 from linnet.settings import ReleaseSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import S3Store, open_store
@@ -314,3 +317,32 @@ def test_a_server_killed_while_releasing_shows_no_release_and_blocks_none(
     finally:
         server.kill()
         server.wait()
+
+
+def test_a_signed_release_in_s3_opens_where_its_key_is_trusted_and_can_be_signed_again(
+    minio: Bucket, postgres: str, parts: Parts, tmp_path: Path
+) -> None:
+    ours, theirs = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
+    connections = minio.connections(tmp_path, tracking_uri=postgres, signing_key=_pem(ours))
+    uri = parts.release(connections, f"s3://{minio.name}/releases").uri
+
+    def opened(public: ec.EllipticCurvePrivateKey) -> Release:
+        trusting = replace(connections, trusted_key=_public_pem(public))
+        return open_release(uri, scratch=tmp_path / "scratch", connections=trusting)
+
+    assert opened(ours).manifest["version"] == "v1"
+    sign_release("colours@champion", replace(connections, signing_key=_pem(theirs)))
+    assert opened(theirs).manifest["version"] == "v1"
+    with pytest.raises(ReleaseError, match="Key mismatch"):
+        opened(ours)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> str:
+    plain = serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, plain).decode()
+
+
+def _public_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()

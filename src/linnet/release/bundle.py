@@ -34,6 +34,7 @@ from linnet.release.approval import PENDING, state_of
 from linnet.release.opening import KIND, SAMPLES, Release, open_release, read_manifest
 from linnet.release.publishing import MANIFEST, Shelf, natural, open_shelf, versions
 from linnet.release.samples import Sample, write_samples
+from linnet.release.signing import sign
 from linnet.settings import ReleaseSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import sha256_of
@@ -94,7 +95,9 @@ def release(
     """
     manifest, judged, pictures = _belonging(graph, report, dataset, model)
     shelf = open_shelf(_root(settings, connections), connections)
-    version, contents = _published(shelf, graph, report, pictures, judged, manifest, settings)
+    version, contents = _published(
+        shelf, graph, report, pictures, judged, manifest, settings, connections
+    )
     uri = f"{shelf.uri}/{model}/{version}"
     logger.info("released %s %s at %s", model, version, uri)
     aliases: tuple[str, ...] = ()
@@ -267,6 +270,7 @@ def _published(
     judged: Report,
     manifest: GraphManifest,
     settings: ReleaseSettings,
+    connections: Connections | None,
 ) -> tuple[str, dict[str, Any]]:
     """Publish under the version asked for, or under the next free number."""
     content = f"{manifest.sha256} {sha256_of(report / REPORT)}"
@@ -286,6 +290,8 @@ def _published(
                 contents["approval"] = settings.approval
                 text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
+                if connections is not None and connections.signing_key is not None:
+                    sign(folder, connections.signing_key, connections.signing_password)
             return version, contents
         except ReleaseExistsError:
             if settings.version is not None:

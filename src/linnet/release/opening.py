@@ -5,13 +5,17 @@ Servers start with this, so it imports no torch and no pyarrow.
 
 import json
 import re
-from dataclasses import dataclass
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from linnet.errors import ReleaseError, StoreAbsentError
+from linnet.errors import ReleaseError, SettingsError, StoreAbsentError
 from linnet.inference.session import MODEL
 from linnet.release.publishing import MANIFEST
+from linnet.release.signing import SIGNATURE, SIGNING_KEY, sign, verify
 from linnet.stores.connections import Connections
 from linnet.stores.objects import FolderStore, folder_errors, open_store, sha256_of
 from linnet.stores.registry import Registry
@@ -57,28 +61,68 @@ def open_release(
 ) -> Release:
     """Open a release by folder, `s3://…` or `model@alias`, and check every file's digest.
 
-    A release in S3 is downloaded to `<scratch>/<model>-<version>`.
+    Where the connections name a trusted key, it must have signed the release. A release in S3 is
+    downloaded to `<scratch>/<model>-<version>`.
 
     Raises:
-        ReleaseError: there is none, it is half there, or a file is not the one released.
+        ReleaseError: there is none, it is half there, a file is not the one released, or the
+            release isn't signed by who is trusted.
         StoreError: or a subclass: the store can't be reached or denies.
         TrackingError: an alias was given, and MLflow can't be reached.
     """
     uri = _resolve(str(address), connections)
     manifest = read_manifest(uri, connections)
+    path = _local(uri, manifest, scratch, connections)
+    _check_files(path, manifest, uri)
+    if connections is not None and connections.trusted_key is not None:
+        verify(path, connections.trusted_key, uri=uri)
+        # What was verified is the file, so that is what counts.
+        manifest = read_manifest(str(path), None)
+    return Release(path, uri, manifest)
+
+
+def _local(
+    uri: str, manifest: dict[str, Any], scratch: Path, connections: Connections | None
+) -> Path:
+    """Return the folder of a release, downloaded if it is in S3."""
     store, prefix = open_store(uri, connections)
     if isinstance(store, FolderStore):
-        path = store.root
-    else:
-        path = scratch / f"{manifest['model']}-{manifest['version']}"
-        for name in manifest["files"]:
-            try:
-                store.download(f"{prefix}/{name}", path / name)
-            except StoreAbsentError as error:
-                raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}") from error
-        (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    _check_files(path, manifest, uri)
-    return Release(path, uri, manifest)
+        return store.root
+    path = scratch / f"{manifest['model']}-{manifest['version']}"
+    for name in (*manifest["files"], MANIFEST):
+        try:
+            store.download(f"{prefix}/{name}", path / name)
+        except StoreAbsentError as error:
+            raise ReleaseError(f"{uri} is incomplete, {name} is gone: {_RESTORE}") from error
+    with suppress(StoreAbsentError):
+        store.download(f"{prefix}/{SIGNATURE}", path / SIGNATURE)
+    return path
+
+
+def sign_release(address: str, connections: Connections) -> str:
+    """Sign a release that is there, in place of an older signature; return its address.
+
+    Raises:
+        ReleaseError: there is none, or it is not whole.
+        SettingsError: there is no key to sign with, or it can't be used.
+        StoreError: or a subclass: the store can't be reached or denies.
+    """
+    if connections.signing_key is None:
+        raise SettingsError(
+            f"no key to sign with: set {SIGNING_KEY} to a private key's PEM file "
+            "(`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one)"
+        )
+    anyone = replace(connections, trusted_key=None)
+    with TemporaryDirectory(prefix="linnet-sign-") as scratch:
+        release = open_release(address, scratch=Path(scratch), connections=anyone)
+        copy = Path(scratch) / "copy"
+        copy.mkdir()
+        for name in (*release.manifest["files"], MANIFEST):
+            shutil.copyfile(release.path / name, copy / name)
+        sign(copy, connections.signing_key, connections.signing_password)
+        store, prefix = open_store(release.uri, connections)
+        store.upload(copy / SIGNATURE, f"{prefix}/{SIGNATURE}" if prefix else SIGNATURE)
+    return release.uri
 
 
 def _resolve(address: str, connections: Connections | None) -> str:

@@ -19,6 +19,8 @@ class Connections:
     `tracking_run_id` is a run to join, that whoever started this process has begun.
     `search_storage` is the SQLAlchemy URL of the database that workers of a search share.
     `release_root`, a folder or `s3://bucket/prefix`, is for settings that name none.
+    `signing_key` is the private key (PEM, or a file's path) that new releases are signed with, and
+    `trusted_key` the public one that releases must be signed by to be opened; None: no matter.
     `s3_endpoint` is a URL; None means AWS. Without keys, AWS's own chain is asked (shared
     credentials file, role of the pod or machine).
     """
@@ -28,6 +30,9 @@ class Connections:
     release_root: str | None = None
     tracking_run_id: str | None = None
     search_storage: str | None = field(default=None, repr=False)
+    signing_key: str | None = field(default=None, repr=False)
+    signing_password: str | None = field(default=None, repr=False)
+    trusted_key: str | None = None
     s3_endpoint: str | None = None
     s3_access_key: str | None = field(default=None, repr=False)
     s3_secret_key: str | None = field(default=None, repr=False)
@@ -74,6 +79,9 @@ class Connections:
             release_root=env.get("LINNET_RELEASE_ROOT", str(workspace / "releases")),
             tracking_run_id=env.get("MLFLOW_RUN_ID"),
             search_storage=env.get("LINNET_SEARCH_STORAGE", f"sqlite:///{workspace / 'search.db'}"),
+            signing_key=env.get("LINNET_SIGNING_KEY"),
+            signing_password=env.get("LINNET_SIGNING_PASSWORD"),
+            trusted_key=env.get("LINNET_TRUSTED_KEY"),
             s3_endpoint=env.get("AWS_ENDPOINT_URL_S3", env.get("AWS_ENDPOINT_URL")),
             s3_access_key=env.get("AWS_ACCESS_KEY_ID"),
             s3_secret_key=env.get("AWS_SECRET_ACCESS_KEY"),
