@@ -399,6 +399,9 @@ class EvaluateSettings(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="level of the intervals")
     calibration_bins: Annotated[int, Field(ge=2)] = Field(15, description="bins of the ECE")
     mistakes: int = Field(24, ge=0, description="most confident mistakes shown as pictures")
+    explain: int = Field(
+        8, ge=0, description="test pictures shown with what speaks for their answers; 0: none"
+    )
     decision: DecisionSettings = DecisionSettings()
     robustness_pictures: int = Field(
         0, ge=0, description="test pictures answered again under each corruption; 0: none"

@@ -20,7 +20,7 @@ from linnet.settings import EvaluateSettings
 from tests.graphs import keep_rows, relabel
 from tests.release_parts import CLASSES, VERSION, write_dataset, write_graph
 
-SETTINGS = EvaluateSettings(bootstrap_samples=100, mistakes=2)
+SETTINGS = EvaluateSettings(bootstrap_samples=100, mistakes=2, explain=0)
 
 
 @pytest.fixture

@@ -69,6 +69,28 @@ def prepare_pixels(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np
     return np.array(_FITS[spec.fit](Image.fromarray(pixels), spec.size_px))
 
 
+def on_picture(
+    values: NDArray[np.float32], spec: Preprocessing, width: int, height: int
+) -> NDArray[np.float32]:
+    """Return values of the network's square, `[size, size]`, where they lie on the picture.
+
+    `[height, width]`, of a picture of any scale; 0 where `crop` lets the network see nothing.
+    """
+    square, bilinear = Image.fromarray(values), Image.Resampling.BILINEAR
+    if spec.fit == "squash":
+        return np.array(square.resize((width, height), bilinear))
+    if spec.fit == "pad":
+        across, down = (spec.size_px * side / max(width, height) for side in (width, height))
+        edge = (spec.size_px - across) / 2, (spec.size_px - down) / 2
+        box = (*edge, edge[0] + across, edge[1] + down)
+        return np.array(square.resize((width, height), bilinear, box=box))
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    laid = np.zeros((height, width), np.float32)
+    laid[top : top + side, left : left + side] = np.array(square.resize((side, side), bilinear))
+    return laid
+
+
 def prepare_many(
     encoded: Sequence[bytes], spec: Preprocessing, *, threads: int, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:

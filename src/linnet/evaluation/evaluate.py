@@ -16,6 +16,7 @@ from linnet.errors import EvaluationError
 from linnet.evaluation import metrics
 from linnet.evaluation.baselines import measure_probe
 from linnet.evaluation.calibration import Labels, reliability
+from linnet.evaluation.panels import choose, explain_panels
 from linnet.evaluation.report import Mistake, Report
 from linnet.evaluation.robustness import measure_robustness
 from linnet.evaluation.slices import measure_slices, values_of
@@ -49,6 +50,10 @@ def evaluate(
     fitted = _thresholds(opened, data, predictions, settings)
     report = measured(predictions, opened.manifest, data, settings, model=model, fitted=fitted)
     rule = report.rule
+    answers = rule.labels(predictions.probabilities)
+    panels = choose(predictions, answers, settings.explain)
+    shown = report.shown | {predictions.keys[row] for row in panels}
+    pictures = pictures_of(data, shown)
     report = replace(
         report,
         probe=measure_probe(graph, predictions, bins=settings.calibration_bins),
@@ -63,12 +68,20 @@ def evaluate(
         ),
         slices=measure_slices(
             predictions.labels,
-            rule.labels(predictions.probabilities),
+            answers,
             values_of(data, SPLIT, settings.slices),
             confidence=settings.confidence,
         ),
+        panels=explain_panels(
+            opened,
+            pictures,
+            predictions,
+            answers,
+            panels,
+            classes=data.classes,
+            batch_size=settings.batch_size,
+        ),
     )
-    pictures = pictures_of(data, (mistake.key for mistake in report.mistakes))
     write(destination, report, predictions, pictures)
     log.info("%s", report.headline())
     return report

@@ -65,8 +65,7 @@ def gate(
     decision = decide(found, comparison, settings)
     judged = found.judged(comparison, decision)
     flipped = comparison.flips if isinstance(comparison, Comparison) else ()
-    shown = [mistake.key for mistake in found.mistakes] + [flip.key for flip in flipped]
-    pictures = pictures_of(data, shown)
+    pictures = pictures_of(data, found.shown | {flip.key for flip in flipped})
     write(destination, judged, predictions, pictures)
     for check in decision.checks:
         log.log(

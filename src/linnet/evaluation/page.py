@@ -15,6 +15,9 @@ from linnet.errors import PictureError
 from linnet.evaluation import metrics
 from linnet.evaluation.comparison import Comparison
 from linnet.evaluation.corruptions import SEVERITIES
+from linnet.evaluation.overlay import COLOURS as COLOUR_SCALE
+from linnet.evaluation.overlay import overlay
+from linnet.evaluation.panels import Panel
 from linnet.evaluation.report import Report
 from linnet.evaluation.slices import SMALL, worst_slice
 from linnet.inference.predict import Predictions
@@ -60,7 +63,7 @@ class Confusion:
 
 
 def render(report: Report, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
-    """Return the page; `pictures` are the mistakes' and flips' encoded bytes by key."""
+    """Return the page; `pictures` are the shown ones' encoded bytes by key."""
     roc, pr = _curves(report, predictions)
     lines = _threshold_curves(report)
     text: str = (
@@ -80,6 +83,12 @@ def render(report: Report, predictions: Predictions, pictures: Mapping[str, byte
             matrix=_matrix(report),
             numbered=len(report.classes) <= NUMBERED_CLASSES,
             wrong=report.pictures - int(np.trace(np.array(report.confusion))),
+            overlays={
+                panel.key: _overlay(pictures[panel.key], panel)
+                for panel in report.panels
+                if panel.key in pictures
+            },
+            colours=COLOUR_SCALE,
             thumbnails={key: _thumbnail(encoded) for key, encoded in pictures.items()},
             fullest_bin=max(each.pictures for each in report.calibration),
             compared=isinstance(report.comparison, Comparison),
@@ -228,7 +237,22 @@ def _thumbnail(encoded: bytes) -> str:
         return ""
     small = max(picture.size) <= THUMBNAIL_PX // 2
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    return _data_uri(picture, "png" if small else "jpeg")
+
+
+def _overlay(encoded: bytes, panel: Panel) -> str:
+    """Return a data URI of the picture with what speaks for its answer, as large as a thumbnail."""
+    try:
+        picture = decode(encoded, at_least_px=THUMBNAIL_PX)
+    except PictureError:
+        return ""
+    scale = THUMBNAIL_PX / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
+    return _data_uri(overlay(picture.resize((size[0], size[1]), how), panel.cells()), "jpeg")
+
+
+def _data_uri(picture: Image.Image, kind: str) -> str:
     file = BytesIO()
-    picture.save(file, *(("PNG",) if small else ("JPEG",)), quality=82)
-    kind = "png" if small else "jpeg"
+    picture.save(file, kind, quality=82)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -13,6 +13,7 @@ from linnet.evaluation.baselines import Probe
 from linnet.evaluation.calibration import Bin
 from linnet.evaluation.comparison import ClassChange, Comparison, Flip, Incomparable
 from linnet.evaluation.metrics import ClassRow, Headline, RocCurve
+from linnet.evaluation.panels import Panel
 from linnet.evaluation.robustness import CorruptionRow, Robustness
 from linnet.evaluation.slices import Slice
 from linnet.evaluation.thresholds import ThresholdCurve, Thresholds
@@ -94,6 +95,7 @@ class Report:
     thresholds: Thresholds | None = None
     robustness: Robustness | None = None
     slices: tuple[Slice, ...] = ()
+    panels: tuple[Panel, ...] = ()
     comparison: Comparison | Incomparable | None = None
     gate: Decision | None = None
     kind: str = field(default=KIND)
@@ -107,6 +109,11 @@ class Report:
     def majority(self) -> str:
         """Return the class that the naive baseline always predicts."""
         return self.classes[int(np.argmax(self.prior))]
+
+    @property
+    def shown(self) -> set[str]:
+        """Return the keys of the pictures that the page shows, but for the gate's."""
+        return {row.key for row in self.mistakes} | {panel.key for panel in self.panels}
 
     def headline(self) -> str:
         """Return the result in one sentence."""
@@ -204,6 +211,7 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
         "thresholds": _parsed_thresholds(values.get("thresholds")),
         "robustness": _parsed_robustness(values.get("robustness")),
         "slices": tuple(Slice(**row) for row in values.get("slices", ())),
+        "panels": tuple(Panel(**panel) for panel in values.get("panels", ())),
         "comparison": None if comparison is None else _parsed_comparison(comparison),
         "gate": None
         if gate is None

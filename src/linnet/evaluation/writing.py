@@ -21,7 +21,7 @@ def write(
 ) -> None:
     """Write the report's folder whole, `report.json` last.
 
-    `pictures` are the encoded pictures of the mistakes and flips, by key.
+    `pictures` are the encoded pictures that the page shows, by key.
 
     Raises:
         StoreError: `destination` is taken or can't be written.

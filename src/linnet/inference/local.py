@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from linnet.client import Answer
 from linnet.data.preprocessing import Preprocessing, prepare_many
 from linnet.errors import SourceError
@@ -24,10 +27,14 @@ class LocalModel:
     def __init__(self, release: Release) -> None:
         digest = release.manifest["files"][release.graph_path.name]["sha256"]
         self.release = f"{release.model}/{release.version}"
-        self._classes = release.manifest["classes"]
-        self._rule = Rule.of(release.manifest)
-        self._preprocessing = Preprocessing.from_json(release.manifest["preprocessing"])
+        self.classes = tuple(release.manifest["classes"])
+        self.rule = Rule.of(release.manifest)
+        self.preprocessing = Preprocessing.from_json(release.manifest["preprocessing"])
         self._session = Session(release.graph_path, sha256=digest)
+
+    def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities [N, C] of prepared pictures, uint8 [N, S, S, 3], RGB."""
+        return self._session.predict(pictures)
 
     def predict(self, pictures: Sequence[bytes]) -> list[Answer]:
         """Return an answer to each encoded picture, in order.
@@ -38,12 +45,12 @@ class LocalModel:
         answers = []
         for start in range(0, len(pictures), BATCH):
             prepared = prepare_many(
-                pictures[start : start + BATCH], self._preprocessing, threads=available_cpus()
+                pictures[start : start + BATCH], self.preprocessing, threads=available_cpus()
             )
-            judged = self._rule.answer(self._session.predict(prepared))
+            judged = self.rule.answer(self.probabilities(prepared))
             answers += [
                 Answer(
-                    label=self._classes[best],
+                    label=self.classes[best],
                     score=float(score),
                     abstain=bool(abstain),
                     release=self.release,
