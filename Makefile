@@ -10,6 +10,8 @@ BASE_IMAGE ?= python:3.11-slim-bookworm
 SETTINGS ?=
 PYTEST ?=
 ARGS ?=
+# What signs images and the chart; without a key it is the identity that cosign is given in CI.
+COSIGN_ARGS ?=
 FUZZ_S ?= 60
 # kind: its node image, kind's own when empty.
 KIND_NODE_IMAGE ?=
@@ -23,7 +25,8 @@ PLATFORM = $(RUN) python -m manifests.install $(OVERLAY) --parts "$(PARTS)" \
 SERVING = $(if $(filter kind,$(OVERLAY)),manifests/overlays/kind/)serving
 
 .DEFAULT_GOAL := help
-.PHONY: help uv setup run test test-cluster check format compile package protocol images tools services services-down \
+.PHONY: help uv setup run test test-cluster check format compile package protocol images publish-login publish-images \
+	publish-chart tools services services-down \
 	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform first-release images.txt clean
 
 help: ## Show this list
@@ -48,6 +51,7 @@ check: setup ## Lint, check the format, the types and the direction of imports
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+	$(RUN) zizmor --offline --quiet .github
 	$(RUN) pytest -q tests/unit/test_imports.py
 
 format: setup ## Format and sort
@@ -70,6 +74,29 @@ images: ## Build the step images and the server's, tagged with this revision (IM
 			--build-arg BASE_IMAGE=$(BASE_IMAGE) -t $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) . \
 		|| exit 1; \
 	done
+
+publish-login: ## Log docker and helm in to REGISTRY as REGISTRY_USER with REGISTRY_PASSWORD
+	@printf %s "$$REGISTRY_PASSWORD" | docker login "$$REGISTRY" --username "$$REGISTRY_USER" --password-stdin
+	@printf %s "$$REGISTRY_PASSWORD" | helm registry login "$$REGISTRY" --username "$$REGISTRY_USER" --password-stdin
+
+publish-images: ## Push the images, each with a bill of materials and a signature (COSIGN_ARGS='--key cosign.key')
+	mkdir -p build/sbom
+	for target in cpu gpu serving; do \
+		docker push --quiet $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) && \
+		image=$$(docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' \
+			$(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) | grep '^$(IMAGE_PREFIX)/') && \
+		syft scan --quiet "docker:$(IMAGE_PREFIX)/$$target:$(IMAGE_TAG)" -o spdx-json=build/sbom/$$target.spdx.json && \
+		cosign sign --yes $(COSIGN_ARGS) "$$image" && \
+		cosign attest --yes $(COSIGN_ARGS) --type spdxjson --predicate build/sbom/$$target.spdx.json "$$image" \
+		|| exit 1; \
+	done
+
+publish-chart: ## Push the chart, made for the images at IMAGE_TAG, to IMAGE_PREFIX/charts, signed
+	rm -rf build/chart && mkdir -p build/chart
+	helm package helm/linnet --destination build/chart --app-version $(IMAGE_TAG) \
+		$(if $(filter v%,$(IMAGE_TAG)),--version $(IMAGE_TAG:v%=%))
+	digest=$$(helm push build/chart/linnet-*.tgz oci://$(IMAGE_PREFIX)/charts 2>&1 | sed -n 's/^Digest: //p') && \
+		test -n "$$digest" && cosign sign --yes $(COSIGN_ARGS) "$(IMAGE_PREFIX)/charts/linnet@$$digest"
 
 tools: setup ## Build helm, promtool and kustomize for the tests, unless they are installed
 	$(RUN) python tests/manifests/tools.py
