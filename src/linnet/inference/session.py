@@ -25,7 +25,9 @@ MODEL = "model.onnx"
 FP32_MODEL = "model.fp32.onnx"
 INPUT = "pictures"
 OUTPUT = "probabilities"
-
+# Microseconds that a session's idle threads look for work before they sleep. With 0, two threads
+# gain nothing: each step of a graph has to wake the other. By default they eat others' CPU.
+_SPIN_US = "50"
 _AGAIN = "export the checkpoint again, or copy the folder whole"
 
 
@@ -123,19 +125,16 @@ class Graph:
     Args:
         path: folder with `model.onnx` and `graph.json`.
         threads: threads inside one call; null: one per CPU this process may use.
-        spinning: let idle threads burn CPU while they wait for work, for a machine of one's own.
 
     Raises:
         GraphError: the folder is incomplete, damaged, or its model is not the manifest's.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, spinning: bool = False) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
         self.manifest = GraphManifest.load(path)
         self.classes = self.manifest.classes
         self.preprocessing = self.manifest.preprocessing
-        self.session = Session(
-            path / MODEL, sha256=self.manifest.sha256, threads=threads, spinning=spinning
-        )
+        self.session = Session(path / MODEL, sha256=self.manifest.sha256, threads=threads)
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return probabilities [N, C] of prepared pictures, uint8 [N, H, W, 3], RGB."""
@@ -150,12 +149,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        model: Path,
-        *,
-        sha256: str | None = None,
-        threads: int | None = None,
-        spinning: bool = False,
+        self, model: Path, *, sha256: str | None = None, threads: int | None = None
     ) -> None:
         try:
             encoded = model.read_bytes()
@@ -168,7 +162,7 @@ class Session:
                 f"the file was damaged or replaced, {_AGAIN}"
             )
         self.model = model
-        self._session = _session(encoded, model, threads, spinning)
+        self._session = _session(encoded, model, threads)
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return probabilities [N, C] of prepared pictures, uint8 [N, H, W, 3], RGB.
@@ -192,14 +186,12 @@ class Session:
         return np.asarray(probabilities, dtype=np.float32)
 
 
-def _session(
-    encoded: bytes, model: Path, threads: int | None, spinning: bool
-) -> ort.InferenceSession:
+def _session(encoded: bytes, model: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         session = ort.InferenceSession(encoded, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
