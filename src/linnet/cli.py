@@ -24,6 +24,7 @@ from linnet.monitoring.commands import drift
 from linnet.rollout import commands as rollout_commands
 from linnet.settings import RunSettings
 from linnet.stores.connections import Connections
+from linnet.triggers.commands import trigger, watch
 
 app = typer.Typer(
     name="linnet",
@@ -37,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(rollout_commands.app, rich_help_panel="A cluster")
+app.command(rich_help_panel="The whole pipeline")(watch)
+app.command(rich_help_panel="The whole pipeline")(trigger)
 out = Console()
 err = Console(stderr=True)
 
@@ -498,6 +501,16 @@ def serve(
         str | None,
         typer.Option(envvar="LINNET_TOKEN", help="Bearer token or API key to ask for."),
     ] = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LINNET_LOG_TO",
+            help="Folder or s3://… for a sample of requests and answers, by default pictures too.",
+        ),
+    ] = None,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Take true labels at /feedback/<model>.")
+    ] = False,
     settings: Annotated[
         Path | None, typer.Option("--settings", "-s", help="Server settings (YAML).")
     ] = None,
@@ -523,6 +536,8 @@ def serve(
         "repository_api": repository_api or None,
         "fetch_hosts": fetch_host or None,
         "token": token or None,
+        "prediction_log.to": log_to or None,
+        "feedback": feedback or None,
     }
     flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     wanted = ServeSettings.load(settings, (*(overrides or ()), *flags))

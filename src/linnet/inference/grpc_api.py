@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -22,6 +23,7 @@ from linnet.inference.metrics import Metrics
 from linnet.inference.models import Models, ServedModel
 from linnet.inference.protocol import open_inference_pb2 as pb
 from linnet.inference.queueing import Bodies, out_of_memory
+from linnet.inference.request_id import given_id, safe_id, trace_id
 from linnet.inference.rest import EXTENSIONS, check_token, describe
 from linnet.inference.settings import ServeSettings
 
@@ -193,9 +195,10 @@ class GrpcServer:
         # gRPC does not say how long a message will be: each counts as the largest of late.
         self._expected = max(request.size, _SMALL, int(_KEPT * self._expected))
         with self._bodies.holding(request.size):
-            call.id = request.message.id
+            call.id = call.id or safe_id(request.message.id) or uuid.uuid4().hex
             call.model = self._models.peek(request.message.model_name)
-            return await self._infer(request.message, request.raw)
+            call.context.set_trailing_metadata((("x-request-id", call.id),))
+            return await self._infer(request.message, request.raw, call.id)
 
     async def _read(self, call: "Call") -> Infer:
         """Receive the message of a call."""
@@ -212,7 +215,7 @@ class GrpcServer:
             raise _unreadable("ModelInfer")
         return cast(Infer, request)
 
-    async def _infer(self, request: Any, raw: Sequence[v2.Buffer]) -> Message:
+    async def _infer(self, request: Any, raw: Sequence[v2.Buffer], id: str) -> Message:
         model = self._models.find(request.model_name, request.model_version or None)
         pixels, encoded = _pictures(request, raw, self._limits)
         names = [output.name for output in request.outputs] or list(v2.OUTPUTS)
@@ -223,7 +226,7 @@ class GrpcServer:
             limit_s = min(limit_s, v2.timeout_of(parameters) or limit_s)
         try:
             async with asyncio.timeout(limit_s):
-                answers = await model.answer(pixels=pixels, encoded=encoded)
+                answers = await model.answer(pixels=pixels, encoded=encoded, request_id=id)
         except TimeoutError as error:
             raise RequestError(
                 "no answer in time: send less at once, or try again", status=504
@@ -270,7 +273,8 @@ class GrpcServer:
         """Return the method with authorization in front, and errors turned into statuses."""
 
         async def answer(request: Any, context: Context) -> Message:
-            call = Call(name, context)
+            headers = _headers(context)
+            call = Call(name, context, given_id(headers) or "", trace=trace_id(headers))
             began, code = time.perf_counter(), "INTERNAL"
             try:
                 if self._stopping:
@@ -315,8 +319,7 @@ class GrpcServer:
 
     def _authorize(self, call: "Call") -> None:
         if self._token is not None and call.name not in _OPEN:
-            metadata = call.context.invocation_metadata() or ()
-            given = {key: str(value) for key, value in metadata}
+            given = _headers(call.context)
             check_token(self._token, given.get("authorization"), given.get("x-api-key"))
 
     def _note(self, call: "Call", code: str, seconds: float) -> None:
@@ -333,6 +336,7 @@ class GrpcServer:
             code=code,
             failed=code != "OK",
             seconds=seconds,
+            trace=call.trace,
         )
 
 
@@ -344,6 +348,11 @@ class Call:
     context: Context
     id: str = ""
     model: ServedModel | None = None
+    trace: str | None = None
+
+
+def _headers(context: Context) -> dict[str, str]:
+    return {key: str(value) for key, value in context.invocation_metadata() or ()}
 
 
 def _unreadable(name: str) -> RequestError:

@@ -47,6 +47,7 @@ class Access:
         code: int | str,
         failed: bool,
         seconds: float,
+        trace: str | None = None,
     ) -> None:
         """Write the line of a finished request."""
         if not (self._all or (failed and self._errors)):
@@ -59,6 +60,8 @@ class Access:
         }
         if model is not None:
             fields |= {"model": model.name, "release": model.release}
+        if trace is not None:
+            fields["trace_id"] = trace
         access_logger.info(call[:200], extra={"fields": fields})
 
 

@@ -89,6 +89,21 @@ class Metrics:
             _OF,
             registry=to,
         )
+        self.logged = Counter(
+            "linnet_prediction_log",
+            "Rows noted for the prediction log, by what became of them",
+            (*_OF, "outcome"),
+            registry=to,
+        )
+        self.log_held = Gauge(
+            "linnet_prediction_log_held_bytes", "Noted and not yet written", registry=to
+        )
+        self.feedback = Counter(
+            "linnet_feedback",
+            "True labels that came back for answers of this server, by whether they were right",
+            (*_OF, "right"),
+            registry=to,
+        )
         self.ready = Gauge("linnet_model_ready", "1 when the model answers", _OF, registry=to)
         self.connections = Gauge("linnet_rest_connections", "Open REST connections", registry=to)
 

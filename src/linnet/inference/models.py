@@ -18,8 +18,10 @@ from linnet.errors import LinnetError, PictureError, ReleaseError, RequestError
 from linnet.inference.answers import Answers, Rule
 from linnet.inference.batch_size import BatchSize, measure
 from linnet.inference.engine import Decoders, Engine, Pixels, Prepare
+from linnet.inference.feedback import Feedback
 from linnet.inference.memory import Memory
 from linnet.inference.metrics import Metrics, ModelMetrics
+from linnet.inference.prediction_log import PredictionLog
 from linnet.inference.queueing import Waiting
 from linnet.inference.session import Session
 from linnet.inference.settings import ServeSettings
@@ -60,6 +62,14 @@ class Address:
         return cls(text)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of answers beyond their metrics."""
+
+    log: PredictionLog
+    feedback: Feedback
+
+
 class ServedModel:
     """One release that answers requests, behind a queue of its own."""
 
@@ -71,6 +81,7 @@ class ServedModel:
         waiting: Waiting,
         metrics: ModelMetrics,
         memory: Memory,
+        kept: "Kept",
     ) -> None:
         manifest = release.manifest
         self.name = name
@@ -84,9 +95,12 @@ class ServedModel:
         self.waiting = waiting
         self._engine = engine
         self._memory = memory
+        self._kept = kept
         self._rule = Rule.of(manifest)
 
-    async def answer(self, *, pixels: Pixels | None, encoded: Sequence[Buffer] | None) -> Answers:
+    async def answer(
+        self, *, pixels: Pixels | None, encoded: Sequence[Buffer] | None, request_id: str = ""
+    ) -> Answers:
         """Answer decoded pictures [N, H, W, 3] or encoded ones.
 
         Raises:
@@ -102,6 +116,18 @@ class ServedModel:
                 )
         answers = self._rule.answer(probabilities)
         self.metrics.answered(answers)
+        self._kept.log.note(
+            self.name,
+            self.release,
+            self.classes,
+            request_id=request_id,
+            pixels=pixels,
+            encoded=encoded,
+            answers=answers,
+        )
+        if self._kept.feedback.on:
+            labels = [self.classes[best] for best in answers.best]
+            self._kept.feedback.remember(self.name, self.release, request_id, labels)
         return answers
 
     @property
@@ -157,6 +183,7 @@ class Models:
         settings: ServeSettings,
         metrics: Metrics,
         memory: Memory,
+        kept: Kept,
         *,
         scratch: Path,
         connections: Connections | None,
@@ -165,6 +192,7 @@ class Models:
         self._settings = settings
         self._metrics = metrics
         self._memory = memory
+        self._kept = kept
         self._scratch = scratch
         self._connections = connections
         self._workers = settings.workers or cpus
@@ -323,7 +351,7 @@ class Models:
             least=_LEAST_PER_WORKER * self._workers,
             most=settings.queue_pictures,
         )
-        model = ServedModel(name, parts.release, engine, waiting, metrics, self._memory)
+        model = ServedModel(name, parts.release, engine, waiting, metrics, self._memory, self._kept)
         try:
             await warm_up(parts, engine, model.spec, self._settings.warm_up_tolerance)
         except BaseException:

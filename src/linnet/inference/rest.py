@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,12 +17,14 @@ from linnet.errors import RequestError
 from linnet.inference import metrics as prometheus
 from linnet.inference import openapi, v1, v2
 from linnet.inference.answers import Answers
+from linnet.inference.feedback import Feedback
 from linnet.inference.fetching import Fetcher
 from linnet.inference.http import JSON, Request, Response, error_response
 from linnet.inference.logs import Access
 from linnet.inference.metrics import Metrics
 from linnet.inference.models import Models, ServedModel
 from linnet.inference.queueing import out_of_memory
+from linnet.inference.request_id import given_id, safe_id, trace_id
 from linnet.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -35,13 +38,19 @@ class Rest:
     """Routes and answers of REST requests; `draining` turns readiness off."""
 
     def __init__(
-        self, models: Models, metrics: Metrics, settings: ServeSettings, access: Access
+        self,
+        models: Models,
+        metrics: Metrics,
+        settings: ServeSettings,
+        access: Access,
+        feedback: Feedback,
     ) -> None:
         self.draining = False
         self._models = models
         self._metrics = metrics
         self._settings = settings
         self._access = access
+        self._feedback = feedback
         self._limits = v2.Limits(settings.pictures_per_request, settings.max_pixels)
         self._fetcher = Fetcher(settings)
         self._token = None if settings.token is None else settings.token.get_secret_value()
@@ -66,7 +75,7 @@ class Rest:
 
         A request that could not be read has no method and no path.
         """
-        request.id = _request_id(request)
+        request.id = given_id(request.headers) or uuid.uuid4().hex
         model: ServedModel | None = None
         try:
             model = self._asked_for(request)
@@ -103,6 +112,7 @@ class Rest:
             code=response.status,
             failed=response.status >= 400,
             seconds=took,
+            trace=trace_id(request.headers),
         )
         return response
 
@@ -115,6 +125,8 @@ class Rest:
                 return await self._infer(request, name, version)
             case ("POST", "predict", name):
                 return await self._predict(request, name)
+            case ("POST", "feedback", name):
+                return self._told(request, name)
             case ("POST", "v1", "models", call) if call.endswith(":predict"):
                 return await self._predict_v1(request, call.removesuffix(":predict"))
             case ("GET" | "HEAD", *_):
@@ -162,8 +174,10 @@ class Rest:
     async def _infer(self, request: Request, name: str, version: str | None) -> Response:
         model = self._models.find(name, version)
         parsed = v2.parse_request(request.body, _json_bytes(request), self._limits)
+        request.id = given_id(request.headers) or safe_id(parsed.id or "") or request.id
         answers = await _in_time(
-            model.answer(pixels=parsed.pixels, encoded=parsed.encoded), parsed.timeout_s
+            model.answer(pixels=parsed.pixels, encoded=parsed.encoded, request_id=request.id),
+            parsed.timeout_s,
         )
         body, json_bytes = model.renderer.render(answers, parsed.outputs, parsed.id)
         if json_bytes is None:
@@ -188,7 +202,7 @@ class Rest:
             )
         if not picture:
             raise RequestError("the body is empty: send a picture's bytes")
-        answers = await model.answer(pixels=None, encoded=[picture])
+        answers = await model.answer(pixels=None, encoded=[picture], request_id=request.id)
         (prediction,) = v1.predictions(answers, model.classes)
         return _json({"model": name, "release": model.release, **prediction})
 
@@ -204,8 +218,15 @@ class Rest:
         model = self._models.find(name)
         _check_json(request)
         pixels, encoded = v1.parse_request(v2.parse_json(request.body), self._limits)
-        answers = await model.answer(pixels=pixels, encoded=encoded)
+        answers = await model.answer(pixels=pixels, encoded=encoded, request_id=request.id)
         return _json({"predictions": v1.predictions(answers, model.classes)})
+
+    def _told(self, request: Request, name: str) -> Response:
+        """Take true labels of pictures that were answered."""
+        model = self._models.find(name)
+        _check_json(request)
+        taken = self._feedback.take(name, model.classes, v2.parse_json(request.body))
+        return _json(asdict(taken), 202 if taken.kept else 200)
 
     def _index(self, request: Request) -> Response:
         values = v2.parse_json(request.body) if len(request.body) else {}
@@ -330,21 +351,17 @@ def _not_read(request: Request, wanted: str) -> RequestError:
     )
 
 
-def _request_id(request: Request) -> str:
-    """Return the client's own id when it can safely be sent back, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    if 0 < len(given) <= 128 and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
-
-
 _METHODS = {"infer": "POST", "index": "POST", "load": "POST", "unload": "POST"}
 
 
 def _unknown(request: Request | None, parts: list[str]) -> RequestError:
     path = "/" + "/".join(parts)
     shown = path if len(path) <= 120 else f"{path[:119]}…"
-    posts = parts[0] == "predict" or parts[-1] in _METHODS or parts[-1].endswith(":predict")
+    posts = (
+        parts[0] in ("predict", "feedback")
+        or parts[-1] in _METHODS
+        or parts[-1].endswith(":predict")
+    )
     if request is None and posts:
         return RequestError(f"{shown} is not for GET: use POST", status=405)
     if request is not None and request.method not in ("GET", "HEAD", "POST"):

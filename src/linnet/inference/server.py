@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linnet.errors import LinnetError, ServeError
+from linnet.inference.feedback import Feedback
 from linnet.inference.grpc_api import GrpcServer
 from linnet.inference.http import HttpLimits, HttpServer
 from linnet.inference.logs import Access
 from linnet.inference.memory import Memory
 from linnet.inference.metrics import Metrics
-from linnet.inference.models import Address, Models
+from linnet.inference.models import Address, Kept, Models
+from linnet.inference.prediction_log import PredictionLog
 from linnet.inference.rest import Rest
 from linnet.inference.settings import ServeSettings
 from linnet.stores.connections import Connections
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Between threads that compute in C and one event loop, the default of 5 ms is a long wait.
 _SWITCH_INTERVAL_S = 0.001
+# For the last part of the prediction log, when all is answered.
+_LOG_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,10 @@ async def _serve(
     metrics = Metrics()
     access = Access(settings)
     memory = Memory(settings)
-    models = Models(settings, metrics, memory, scratch=scratch, connections=connections)
-    rest = Rest(models, metrics, settings, access)
+    log = PredictionLog(settings.prediction_log, metrics, connections)
+    kept = Kept(log, Feedback(settings, metrics, log))
+    models = Models(settings, metrics, memory, kept, scratch=scratch, connections=connections)
+    rest = Rest(models, metrics, settings, access, kept.feedback)
     http = HttpServer(rest.handle, rest.gate, _http_limits(settings), memory.bodies)
     metrics.connections.set_function(lambda: len(http.connections))
     rpc = GrpcServer(models, settings, access, metrics, memory.bodies)
@@ -128,6 +134,7 @@ async def _serve(
         http.drain(settings.drain_timeout_s), rpc.drain(settings.drain_timeout_s)
     )
     await models.close()
+    await asyncio.to_thread(log.close, min(_LOG_S, settings.drain_timeout_s))
     if cut:
         logger.warning("%d connections did not finish in time and were cut off", cut)
     logger.info("stopped")

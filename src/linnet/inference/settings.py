@@ -5,10 +5,43 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from linnet.data.pictures import MAX_PIXELS
-from linnet.settings import Count, Settings
+from linnet.settings import Count, Fraction, Rate, Settings
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
+
+
+class PredictionLogSettings(Settings):
+    """What is kept of requests and answers; by default nothing."""
+
+    to: str | None = Field(
+        None, description="folder or s3://bucket/prefix of the prediction log; null: none is kept"
+    )
+    share: Fraction = Field(0.1, description="share of the requests that is logged")
+    pictures: Literal["original", "thumbnail", "none"] = Field(
+        "original",
+        description="what is kept of pictures: files as they were sent, small JPEGs, or nothing",
+    )
+    thumbnail_px: Annotated[int, Field(ge=16, le=512)] = Field(
+        96, description="longer side of a thumbnail, pixels"
+    )
+    per_second: Rate = Field(5.0, description="most requests logged in a second")
+    bytes_per_hour: Annotated[int, Field(ge=1 << 10)] = Field(
+        256 << 20, description="most bytes that this server writes in an hour"
+    )
+    memory_bytes: Annotated[int, Field(ge=1 << 10)] = Field(
+        32 << 20, description="most bytes that wait in memory, also while the store is down"
+    )
+    part_bytes: Annotated[int, Field(ge=1 << 10)] = Field(
+        8 << 20, description="a part is written when so many bytes wait"
+    )
+    part_s: Seconds = Field(60.0, description="and at the latest after so many seconds")
+    least_free_bytes: Annotated[int, Field(ge=0)] = Field(
+        1 << 30, description="of a folder: with less free space nothing is written"
+    )
+    keep_days: Annotated[int, Field(ge=1)] | None = Field(
+        30, description="days after which the server deletes what was logged; null: never"
+    )
 
 
 class ServeSettings(Settings):
@@ -91,6 +124,14 @@ class ServeSettings(Settings):
     warm_up_tolerance: float = Field(
         1e-3, gt=0.0, description="largest difference from a sample's recorded probabilities"
     )
+    prediction_log: PredictionLogSettings = PredictionLogSettings()
+    feedback: bool = Field(
+        False, description="take true labels at /feedback/<model> and count what was right"
+    )
+    feedback_requests: Count = Field(
+        20_000, description="answers that this server remembers, to hold true labels against"
+    )
+
     access_log: Literal["all", "errors", "none"] = Field(
         "all", description="requests that get a line in the log"
     )

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -59,10 +59,14 @@ _FULL_CODES = frozenset(
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object: its key in the store and its size in bytes."""
+    """One object: its key in the store, its size in bytes, and what changes with its content.
+
+    `stamp` is S3's entity tag, or a file's time of change.
+    """
 
     key: str
     size_bytes: int
+    stamp: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ class ObjectStore(Protocol):
         """Remove an object; it is no error when there is none."""
 
 
-def open_store(uri: str | Path, connections: Connections | None = None) -> tuple[ObjectStore, str]:
+def open_store(
+    uri: str | Path, connections: Connections | None = None, *, patience: Patience | None = None
+) -> tuple[ObjectStore, str]:
     """Return the store that an address is in, and the key or prefix it names there.
 
     `s3://bucket/some/prefix` gives the bucket's store and `some/prefix`; a folder gives a store of
@@ -134,7 +140,12 @@ def open_store(uri: str | Path, connections: Connections | None = None) -> tuple
         )
     # Not parts.path: a key may hold `?` and `#`.
     prefix = text.removeprefix("s3://").partition("/")[2].strip("/")
-    return S3Store(parts.netloc, connections), prefix
+    return S3Store(parts.netloc, connections, patience=patience), prefix
+
+
+def _stored(key: str, path: Path) -> StoredObject:
+    found = path.stat()
+    return StoredObject(key, found.st_size, str(found.st_mtime_ns))
 
 
 def sha256_of(path: Path) -> str:
@@ -187,7 +198,7 @@ class FolderStore:
         start = self._path(prefix)
         with folder_errors("list", start):
             if start.is_file():
-                yield StoredObject(prefix, start.stat().st_size)
+                yield _stored(prefix, start)
                 return
             found = [
                 path
@@ -196,7 +207,7 @@ class FolderStore:
                 and not any(part.startswith(".") for part in path.relative_to(start).parts)
             ]
             for path in sorted(found, key=lambda path: path.relative_to(self.root).as_posix()):
-                yield StoredObject(path.relative_to(self.root).as_posix(), path.stat().st_size)
+                yield _stored(path.relative_to(self.root).as_posix(), path)
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names of the folders one level below, in order, without hidden ones."""
@@ -289,7 +300,8 @@ class S3Store:
             after = page[-1].key
         if after is None and prefix and self.exists(prefix):
             stat = partial(self._client.stat_object, self.bucket, prefix)
-            yield StoredObject(prefix, self._call("look for", prefix, stat).size or 0)
+            found = self._call("look for", prefix, stat)
+            yield StoredObject(prefix, found.size or 0, found.etag or "")
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names one level below that have objects under them, in order."""
@@ -366,7 +378,7 @@ class S3Store:
             self.bucket, prefix=f"{prefix}/" if prefix else "", recursive=True, start_after=after
         )
         return [
-            StoredObject(entry.object_name or "", entry.size or 0)
+            StoredObject(entry.object_name or "", entry.size or 0, entry.etag or "")
             for entry in islice(found, _PAGE_OBJECTS)
         ]
 
