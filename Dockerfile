@@ -1,5 +1,5 @@
 # The images that pipeline steps run in, one per set of dependencies:
-#   cpu   ingest, evaluate, gate, release: no torch
+#   cpu   ingest, evaluate, gate, release, the web page: no torch
 #   gpu   train, export: torch with CUDA; runs on a CPU as well
 # and the server's:
 #   serving   REST on 8080, gRPC on 8081: no torch, no pyarrow

@@ -98,8 +98,9 @@ publish-chart: ## Push the chart, made for the images at IMAGE_TAG, to IMAGE_PRE
 	digest=$$(helm push build/chart/linnet-*.tgz oci://$(IMAGE_PREFIX)/charts 2>&1 | sed -n 's/^Digest: //p') && \
 		test -n "$$digest" && cosign sign --yes $(COSIGN_ARGS) "$(IMAGE_PREFIX)/charts/linnet@$$digest"
 
-tools: setup ## Build helm, promtool and kustomize for the tests, unless they are installed
+tools: setup ## Build helm, promtool and kustomize and install Chromium for the tests, unless they are there
 	$(RUN) python tests/manifests/tools.py
+	$(RUN) python tests/ui/browser.py
 
 services: setup ## Install and start MinIO and PostgreSQL for the tests
 	$(RUN) python tests/services/start.py

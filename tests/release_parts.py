@@ -93,10 +93,12 @@ def write_report(
     *,
     model: str = "colours",
     settings: GateSettings | None = None,
+    robustness_pictures: int = 0,
 ) -> Path:
     """Measure the graph and put its report through the gate."""
     measured = path.with_name(f"{path.name}-measured")
-    evaluate(graph, dataset, measured, EvaluateSettings(bootstrap_samples=100), model=model)
+    wanted = EvaluateSettings(bootstrap_samples=100, robustness_pictures=robustness_pictures)
+    evaluate(graph, dataset, measured, wanted, model=model)
     gate(graph, dataset, measured, path, settings or GateSettings(), champion=None)
     return path
 

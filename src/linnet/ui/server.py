@@ -1,0 +1,119 @@
+"""One page from start to end: ask the endpoint who it is, open the release, listen."""
+
+import logging
+import socket
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+
+from linnet.client import Client
+from linnet.errors import RequestRefusedError, ServeError, ServerError
+from linnet.stores.connections import Connections
+from linnet.ui.app import Page
+from linnet.ui.asking import Model, open_model
+from linnet.ui.history import History, read_history
+from linnet.ui.known import KnownRelease, find, know, require_same_classes
+from linnet.ui.settings import PageSettings
+
+logger = logging.getLogger(__name__)
+
+_RETRIES = 2
+_STOP_WITHIN_S = 5
+
+
+def serve_page(
+    server: str,
+    settings: PageSettings,
+    *,
+    connections: Connections,
+    model: str | None = None,
+    release: str | None = None,
+    token: str | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve the page about a model until SIGTERM or SIGINT.
+
+    `release` is a folder, `s3://…` or `model@alias`; without it the release that the server says it
+    serves is looked for where releases go. `ready` is called with the page's address.
+
+    Raises:
+        ServerError: or a subclass: the endpoint can't be asked, or takes no pictures.
+        SettingsError: the release is of another model than the endpoint's.
+        ServeError: the port can't be had.
+        LinnetError: the release can't be opened; says why.
+    """
+    with (
+        _client(server, model, token, settings) as client,
+        tempfile.TemporaryDirectory(prefix="linnet-ui-") as scratch,
+        _listening(settings) as listener,
+    ):
+        asked = open_model(client)
+        known = _known(asked, release, Path(scratch), connections)
+        page = Page(asked, settings, known=known, history=_history(asked, known, connections))
+        config = uvicorn.Config(
+            page.app(),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_STOP_WITHIN_S,
+        )
+        host, port = listener.getsockname()[:2]
+        ready(f"http://{host}:{port}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _client(server: str, model: str | None, token: str | None, settings: PageSettings) -> Client:
+    try:
+        return Client(
+            server,
+            model=model,
+            token=token,
+            timeout_s=settings.answer_timeout_s,
+            retries=_RETRIES,
+        )
+    except RequestRefusedError as error:
+        raise ServerError(f"{error}. If the server can't list its models, give --model") from error
+
+
+def _known(
+    model: Model, release: str | None, scratch: Path, connections: Connections
+) -> KnownRelease | None:
+    if release is not None:
+        known = know(release, scratch=scratch, connections=connections)
+        require_same_classes(known, model)
+        return known
+    found = find(model, scratch=scratch, connections=connections)
+    if found is None:
+        logger.info(
+            "%s is not where releases go, so there are no examples and no report: --release says "
+            "where it is",
+            model.release,
+        )
+    return found
+
+
+def _history(
+    model: Model, known: KnownRelease | None, connections: Connections
+) -> Callable[[], History]:
+    name = model.name if known is None else known.release.model
+    run_id = None if known is None else known.provenance.get("tracking_run_id")
+    return partial(read_history, name, run_id, connections)
+
+
+def _listening(settings: PageSettings) -> socket.socket:
+    try:
+        return socket.create_server(
+            (settings.host, settings.port), family=_family(settings.host), backlog=128
+        )
+    except OSError as error:
+        raise ServeError(
+            f"can't listen on {settings.host}:{settings.port} ({error}): choose another --port or "
+            "--host, or stop what listens there"
+        ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
