@@ -42,7 +42,7 @@ EXPOSE 8080 8081
 ENTRYPOINT ["python", "-m", "serving"]
 
 FROM build AS build-cpu
-ENV EXTRAS="--extra evaluate --extra tracking --extra pipelines --extra rollout --extra sign"
+ENV EXTRAS="--extra evaluate --extra tracking --extra pipelines --extra rollout --extra sign --extra ui"
 RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project ${EXTRAS}
 ARG REVISION
 COPY README.md LICENSE ./
