@@ -136,24 +136,28 @@ class PredictionLog:
         encoded: Sequence[Buffer] | None,
         answers: Answers,
     ) -> None:
-        """Take note of an answered request, if it is drawn and there is room for it."""
+        """Take note of an answered request, if it is drawn and there is room for it.
+
+        Nothing that goes wrong here is the request's trouble.
+        """
         if not self.on or random.random() >= self._settings.share:
             return
         count = len(answers.best)
-        if not self._take_turn():
-            self._count(model, release, "too_many", count)
-            return
-        given = encoded if pixels is None else pixels
-        wanted = given is not None and self._settings.pictures != "none"
-        sizes = (p.nbytes if isinstance(p, np.ndarray) else len(p) for p in given or ())
-        size = count * _ROW_BYTES + answers.probabilities.nbytes + (sum(sizes) if wanted else 0)
-        if self._held + size > self._settings.memory_bytes:
-            self._count(model, release, "no_memory", count)
-            return
-        # Copies: what came over the wire is not kept alive longer than the request.
-        pictures = [_copied(picture) for picture in given] if wanted and given is not None else []
-        kept: Sequence[bytes | Pixels | None] = pictures or [None] * count
-        self._put(_Noted(model, release, request_id, classes, answers, kept, size), size)
+        outcome: Outcome | None
+        try:
+            given = list(encoded or ()) if pixels is None else list(pixels)
+            pictures = [None] * count if self._settings.pictures == "none" else given
+            size = count * _ROW_BYTES + answers.probabilities.nbytes + sum(map(_size, pictures))
+            outcome = self._refusal(size)
+            if outcome is None:
+                # Copies: what came over the wire is not kept alive longer than the request.
+                kept = [_copied(picture) for picture in pictures]
+                self._put(_Noted(model, release, request_id, classes, answers, kept, size), size)
+        except Exception:
+            logger.exception("request %s could not be noted in the prediction log", request_id)
+            outcome = "lost"
+        if outcome is not None:
+            self._count(model, release, outcome, count)
 
     def tell(self, told: Sequence[Told]) -> bool:
         """Take note of true labels; return whether there is room for them."""
@@ -177,6 +181,12 @@ class PredictionLog:
                 self._count(*part.of, "lost", part.rows)
             rows = sum(part.rows for part in left)
             logger.warning("%d rows of the prediction log could not be written in time", rows)
+
+    def _refusal(self, size: int) -> Outcome | None:
+        """Return why a request of so many bytes is not noted, None where it may be."""
+        if not self._take_turn():
+            return "too_many"
+        return "no_memory" if self._held + size > self._settings.memory_bytes else None
 
     def _put(self, note: "_Noted | Told", size: int) -> None:
         with self._lock:
@@ -373,8 +383,16 @@ class PredictionLog:
         self._metrics.logged.labels(model, release, outcome).inc(rows)
 
 
-def _copied(picture: Buffer | Pixels) -> bytes | Pixels:
+def _copied(picture: Buffer | Pixels | None) -> bytes | Pixels | None:
+    if picture is None or isinstance(picture, bytes):
+        return picture
     return picture.copy() if isinstance(picture, np.ndarray) else bytes(picture)
+
+
+def _size(picture: Buffer | Pixels | None) -> int:
+    if picture is None:
+        return 0
+    return picture.nbytes if isinstance(picture, np.ndarray) else len(picture)
 
 
 def _moment(time_s: float) -> datetime:
