@@ -10,11 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from linnet.release.opening import open_release
 from linnet.rollout.cluster import Cluster
 from manifests.install.kubectl import Kubectl
-from tests.cluster.serving_here import ROOT, forwarded, store_connections
+from tests.cluster.load import Load
+from tests.cluster.serving_here import (
+    GATEWAY,
+    ROOT,
+    forwarded,
+    request_body,
+    store_connections,
+)
 from tests.shades import TRAIN
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -22,6 +30,18 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).parents[2]
 LINNET = str(Path(sys.executable).with_name("linnet"))
 NAMESPACE = "kubeflow"
+# Where a pipeline's run may change the traffic.
+SERVING = "linnet-serving"
+ROLLOUT = {
+    "steps": [50, 100],
+    "analysis": {"hold_s": 5.0, "poll_s": 1.0, "min_requests": 50, "p99_factor": 100.0},
+}
+SEARCH = {
+    "trials": 4,
+    "workers": 2,
+    "startup_trials": 2,
+    "space": {"whole": {"lr": {"low": 0.001, "high": 0.01, "log": True}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +91,16 @@ def command(kubeflow: str, pipeline: Path, model: str, tmp_path: Path) -> list[s
     return [LINNET, "submit", str(settings), "-e", kubeflow, "--pipeline", str(pipeline)]
 
 
+@pytest.fixture
+def rollout(model: str, kubectl: Kubectl, tmp_path: Path) -> Iterator[Path]:
+    """The settings of a rollout; what it leaves where models serve is removed."""
+    file = tmp_path / "rollout.yaml"
+    file.write_text(json.dumps(ROLLOUT))
+    yield file
+    left = (f"inferenceservice/{model}", f"configmap/linnet-rollout-{model}")
+    kubectl.run("delete", "-n", SERVING, *left, "--ignore-not-found")
+
+
 def run(command: list[str], *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *more], capture_output=True, text=True)
 
@@ -95,6 +125,22 @@ def test_a_second_run_is_taken_from_the_cache_and_a_refusal_exits_with_3(
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("taken from the cache") == 4
     assert "at least 1.01 is needed" in done.stderr.partition("the gate refused the model")[2]
+
+
+def test_a_release_goes_on_to_the_traffic_at_the_end_of_its_run(
+    command: list[str], rollout: Path, model: str
+) -> None:
+    first = run(command, "--roll-out", str(rollout))
+    assert first.returncode == 0, first.stderr
+    assert "the first release of its model serves" in first.stderr
+    with Load(GATEWAY, f"{model}-{SERVING}.example.com", model, request_body()) as requests:
+        requests.until(50)
+        (champion,) = requests.answered
+        second = run(command, "--roll-out", str(rollout))
+        requests.until(50)
+    assert second.returncode == 0, second.stderr
+    assert requests.lost == [], requests.words()
+    assert requests.answered.keys() > {champion}, requests.words()
 
 
 def test_a_step_that_fails_is_told_in_its_own_words(command: list[str]) -> None:
@@ -122,6 +168,53 @@ def test_training_goes_on_in_another_pod_when_its_pod_is_deleted(
         heard.extend(said)
     assert process.wait() == 0, "".join(heard)
     assert "going on with the training in" in "".join(heard)
+
+
+def test_a_recurring_run_runs_again_and_again(command: list[str], kubeflow: str) -> None:
+    done = run(command, "--recurring", "* * * * *", "--json")
+    assert done.returncode == 0, done.stderr
+    recurring = json.loads(done.stdout)["recurring_run_id"]
+    try:
+        deadline = time.monotonic() + 900
+        while not is_again(found := runs_of(kubeflow, recurring)):
+            assert time.monotonic() < deadline, found
+            time.sleep(5)
+    finally:
+        api = f"{kubeflow}/apis/v2beta1"
+        urllib3.request("DELETE", f"{api}/recurringruns/{recurring}", retries=False)
+        for one, state in runs_of(kubeflow, recurring).items():
+            if state in ("PENDING", "RUNNING"):
+                urllib3.request("POST", f"{api}/runs/{one}:terminate", retries=False)
+
+
+def is_again(states: dict[str, str]) -> bool:
+    """Whether one run came to its end and another began."""
+    assert "FAILED" not in states.values(), states
+    return "SUCCEEDED" in states.values() and len(states) > 1
+
+
+def runs_of(kubeflow: str, recurring: str) -> dict[str, str]:
+    """Return the states of a recurring run's runs."""
+    query = "sort_by=created_at%20desc&page_size=50"
+    answer = urllib3.request("GET", f"{kubeflow}/apis/v2beta1/runs?{query}", retries=False)
+    found = answer.json().get("runs", [])
+    return {
+        one["run_id"]: one.get("state", "PENDING")
+        for one in found
+        if one.get("recurring_run_id") == recurring
+    }
+
+
+def test_workers_of_a_search_share_its_trials_in_the_platform_s_database(
+    command: list[str], pipeline: Path, model: str, kubectl: Kubectl
+) -> None:
+    assert kubectl.get("secret", "linnet-search", NAMESPACE), "make platform makes it"
+    settings = Path(command[2])
+    values = json.loads(settings.read_text()) | {"model": f"{model}s", "search": SEARCH}
+    settings.write_text(json.dumps(values))
+    done = run([*command[:-1], str(pipeline.with_name("search_and_release.yaml"))])
+    assert done.returncode == 0, done.stderr
+    assert "ended as SUCCEEDED" in done.stderr
 
 
 def delete_training_pod(kubectl: Kubectl) -> None:
