@@ -13,6 +13,10 @@ ARGS ?=
 # What signs images and the chart; without a key it is the identity that cosign is given in CI.
 COSIGN_ARGS ?=
 FUZZ_S ?= 60
+# The recipes: a folder with the unpacked sets, mobilenetv2_100's weights, and which runs (all when empty).
+DATA ?= data
+WEIGHTS ?= hub
+RECIPES ?=
 # kind: its node image, kind's own when empty.
 KIND_NODE_IMAGE ?=
 # The platform: its overlay, some of its parts (all when empty), and a folder with what
@@ -27,7 +31,7 @@ SERVING = $(if $(filter kind,$(OVERLAY)),manifests/overlays/kind/)serving
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test test-cluster check format compile package protocol images publish-login publish-images \
 	publish-chart tools services services-down \
-	bench bench-serving fuzz kind-up kind-create kind-load kind-down platform first-release images.txt clean
+	bench bench-serving fuzz recipes docs/recipes.md kind-up kind-create kind-load kind-down platform first-release images.txt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +117,12 @@ bench: setup ## Measure the speed claims; each prints ratios of one run
 
 bench-serving: setup ## Measure the server against the limit and five others, 25 min (ARGS=--prepare, --quick)
 	$(RUN) python -m benchmarks.serving $(ARGS)
+
+recipes: setup ## Do the runs of recipes/runs.yaml and record them (DATA=DIR WEIGHTS=FILE; RECIPES=pets, ARGS=--missing)
+	$(RUN) python -m recipes.record $(RECIPES) --data $(DATA) --weights $(WEIGHTS) $(ARGS)
+
+docs/recipes.md: setup ## Make the recipes' page of the recorded runs
+	$(RUN) python -m recipes.page
 
 fuzz: setup ## Fuzz the server's parsers, guided by coverage, for FUZZ_S seconds
 	$(RUN) --with atheris python -m tests.serving.fuzz_parsers -max_total_time=$(FUZZ_S)

@@ -15,7 +15,7 @@ ALLOWED = {
     "serving": {"serving", "linnet"},
     "manifests": {"manifests"},
 }
-OURS = {"linnet", "components", "pipelines", "serving", "manifests", "tests", "benchmarks"}
+OURS = {"linnet", "components", "pipelines", "serving", "manifests", "tests", "benchmarks", "recipes"}
 
 
 def imported(file: Path) -> set[str]:

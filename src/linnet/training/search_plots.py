@@ -50,7 +50,7 @@ def draw(trials: Sequence[Trial], importance: Mapping[str, float], monitor: str)
     complete = [trial for trial in trials if trial.outcome == "complete"]
     if complete and len(trials) > 1:
         figures["parallel-coordinates"] = _parallel(trials, monitor, smaller_is_better)
-    return {name: _svg(figure) for name, figure in figures.items()}
+    return {name: svg(figure) for name, figure in figures.items()}
 
 
 def _history(trials: Sequence[Trial], monitor: str, smaller_is_better: bool) -> Figure:
@@ -147,7 +147,8 @@ def _column(axes: Axes, x: int, values: Sequence[Any]) -> NDArray[np.float64]:
     return np.asarray(places, dtype=np.float64)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as an SVG element, the same every time."""
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": "linnet"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
