@@ -123,6 +123,18 @@ def test_a_picture_that_is_alone_goes_to_the_wide_model_at_once() -> None:
     run(test, narrow, wide=wide, max_wait_s=5.0)
 
 
+def test_after_company_pictures_are_alone_again_once_eight_in_a_row_were() -> None:
+    narrow, wide = Recorder(), Recorder()
+
+    async def test(engine: Engine, watch: Watch) -> None:
+        await engine.classify(np.concatenate([picture(1), picture(2)]))
+        for _ in range(10):
+            await engine.classify(picture(3))
+        assert (narrow.batches, wide.batches) == ([2] + [1] * 8, [1] * 2)
+
+    run(test, narrow, wide=wide)
+
+
 def test_a_large_request_is_shared_among_the_workers() -> None:
     model = Recorder()
 

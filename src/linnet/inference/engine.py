@@ -24,6 +24,9 @@ Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Prepare = Callable[[], Pixels]
 
+# After company, so many runs in a row without any, and the next one counts as alone.
+_ALONE_AGAIN = 8
+
 
 class Model(Protocol):
     """What answers prepared pictures, uint8 [N, S, S, 3], with probabilities [N, C]."""
@@ -146,6 +149,7 @@ class Engine:
         self._coming = 0
         self._idle = 0
         self._running = 0
+        self._in_a_row = _ALONE_AGAIN
         self._closed = False
         self._workers = [
             threading.Thread(target=self._work, name=f"infer-{n}", daemon=True)
@@ -266,8 +270,19 @@ class Engine:
                 count += job.count
         if self._queue and self._idle:
             self._ready.notify()
-        alone = count == 1 and not self._running and not self._queue and not self._coming
-        return _Plan(jobs, alone)
+        return _Plan(jobs, alone=self._alone(count))
+
+    def _alone(self, count: int) -> bool:
+        """Return whether a run may have all CPUs.
+
+        Not as soon as nothing else is there: at half load the next picture comes meanwhile, and two
+        runs would fight for the CPUs that one of them took for its own.
+        """
+        if count == 1 and not self._running and not self._queue and not self._coming:
+            self._in_a_row += 1
+        else:
+            self._in_a_row = 0
+        return self._in_a_row > _ALONE_AGAIN
 
     def _run(self, plan: _Plan, buffer: Pixels) -> None:
         started = time.perf_counter()
