@@ -15,7 +15,16 @@ ALLOWED = {
     "serving": {"serving", "linnet"},
     "manifests": {"manifests"},
 }
-OURS = {"linnet", "components", "pipelines", "serving", "manifests", "tests", "benchmarks", "recipes"}
+OURS = {
+    "linnet",
+    "components",
+    "pipelines",
+    "serving",
+    "manifests",
+    "tests",
+    "benchmarks",
+    "recipes",
+}
 
 
 def imported(file: Path) -> set[str]:
