@@ -3,7 +3,7 @@
     python -m serving --model_name=NAME /mnt/models
 
 Settings come from a YAML file that LINNET_SERVE_SETTINGS names, and from `--set key=value`; a token
-from LINNET_TOKEN.
+from LINNET_TOKEN, the place of the prediction log from LINNET_LOG_TO.
 """
 
 import argparse
@@ -30,7 +30,8 @@ def main() -> int:
         parser.error("--model_name is for one release: write name=RELEASE for several")
     log_json()
     try:
-        settings = ServeSettings.load(_settings_file(), ("host=0.0.0.0", *given.set, *_token()))
+        overrides = ("host=0.0.0.0", *_of_environment(), *given.set)
+        settings = ServeSettings.load(_settings_file(), overrides)
         serve(
             [f"{given.model_name}={given.releases[0]}"] if given.model_name else given.releases,
             settings,
@@ -47,9 +48,10 @@ def _settings_file() -> Path | None:
     return Path(name) if name else None
 
 
-def _token() -> tuple[str, ...]:
-    token = os.environ.get("LINNET_TOKEN")
-    return (f"token={json.dumps(token)}",) if token else ()
+def _of_environment() -> list[str]:
+    names = {"token": "LINNET_TOKEN", "prediction_log.to": "LINNET_LOG_TO"}
+    given = {key: os.environ.get(name) for key, name in names.items()}
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
 
 
 if __name__ == "__main__":

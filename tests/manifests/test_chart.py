@@ -20,6 +20,7 @@ from PIL import Image
 
 from linnet.errors import RolloutError
 from linnet.inference.metrics import Metrics
+from linnet.inference.settings import ServeSettings
 from linnet.rollout.cluster import Cluster
 from linnet.rollout.preflight import require_access
 from linnet.rollout.route_split import RouteSplit
@@ -113,6 +114,26 @@ def test_servingruntime_runs_where_and_as_the_values_say() -> None:
     assert runtime["spec"]["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
     assert runtime["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert kind("ServingRuntime", runtime__create="false") == []
+
+
+def test_servingruntime_keeps_a_prediction_log_where_it_is_asked_to() -> None:
+    def container(**values: str) -> dict[str, Any]:
+        found = [one for one in rendered("", **values) if one["kind"] == "ServingRuntime"]
+        return dict(found[0]["spec"]["containers"][0])
+
+    assert not [each for each in container()["args"] if "prediction_log" in each]
+    assert not [each for each in container()["env"] if each["name"].startswith("AWS")]
+    keeping = container(
+        runtime__predictionLog__to="s3://linnet/log",
+        runtime__predictionLog__pictures="thumbnail",
+        runtime__feedback="true",
+    )
+    given = [each.removeprefix("--set=") for each in keeping["args"] if "--set=" in each]
+    settings = ServeSettings.load(None, tuple(given))
+    assert settings.feedback
+    assert settings.prediction_log.to == "s3://linnet/log"
+    assert settings.prediction_log.pictures == "thumbnail"
+    assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL"} <= {each["name"] for each in keeping["env"]}
 
 
 def test_servingruntime_opens_one_port_for_knative() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from linnet import __version__
+from linnet.inference.feedback import MOST_LABELS
 from linnet.inference.settings import ServeSettings
 from linnet.inference.v2 import ENCODED, OUTPUTS, PIXELS
 
@@ -78,6 +79,8 @@ def description(models: Sequence[str], settings: ServeSettings) -> dict[str, Any
         for what in ("load", "unload"):
             operation = _look(what, f"{what.capitalize()} a model", _object(), model=models)
             document["paths"][f"/v2/repository/models/{{model}}/{what}"] = {"post": operation}
+    if settings.feedback:
+        document["paths"]["/feedback/{model}"] = {"post": _feedback(models)}
     if secured:
         document["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
@@ -166,6 +169,30 @@ def _predict_v1(models: Sequence[str]) -> dict[str, Any]:
             "content": {_JSON: {"schema": _ref("PredictRequest")}},
         },
         "responses": _responses({_JSON: {"schema": _object("predictions", of=predictions)}}),
+    }
+
+
+def _feedback(models: Sequence[str]) -> dict[str, Any]:
+    label = {
+        "type": "object",
+        "required": ["request_id", "label"],
+        "properties": {
+            "request_id": {"type": "string", "minLength": 1, "maxLength": 128},
+            "label": {"type": ["string", "null"], "description": "a class, null: none of them"},
+            "number": {"type": "integer", "minimum": 0, "description": "of the request's pictures"},
+        },
+        "additionalProperties": False,
+    }
+    labels = {"type": "array", "items": label, "minItems": 1, "maxItems": MOST_LABELS}
+    schema = {"oneOf": [label, _object("feedback", of=labels)]}
+    taken = {_JSON: {"schema": _object("counted", "repeated", "kept")}}
+    kept = {"description": "Kept: answers that this server doesn't remember", "content": taken}
+    return {
+        "operationId": "feedback",
+        "summary": "Tell true labels of pictures that were answered",
+        "parameters": [_model(models)],
+        "requestBody": {"required": True, "content": {_JSON: {"schema": schema}}},
+        "responses": _responses(taken) | {"202": kept},
     }
 
 
