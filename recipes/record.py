@@ -259,7 +259,7 @@ def best_of_studies(plan: Plan, records: Mapping[str, Record]) -> dict[str, str]
 def members(plan: Plan, study: str, best: Mapping[str, str]) -> list[str]:
     """Return a study's runs: first the one that it goes on from."""
     earlier = plan.studies[study].after
-    first = [best[earlier]] if earlier in best else []
+    first = [best[earlier]] if earlier is not None and earlier in best else []
     return first + [name for name, run in plan.runs.items() if run.study == study]
 
 
