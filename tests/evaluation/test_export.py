@@ -7,48 +7,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from linnet.data.dataset import Dataset
-from linnet.data.preprocessing import Preprocessing
 from linnet.errors import CheckpointError, DatasetError
 from linnet.evaluation.evaluate import evaluate
 from linnet.inference.session import Graph, GraphManifest
 from linnet.release.export import CALIBRATION_PICTURES, Servable, export
 from linnet.settings import EvaluateSettings, ExportSettings
-from linnet.training.checkpoint import CheckpointManifest
-from linnet.training.network import Classifier, build, load_checkpoint
+from linnet.training.network import Classifier, load_checkpoint
+from tests.checkpoints import SIDE, write_checkpoint
 from tests.graphs import keep_rows
 from tests.release_parts import CLASSES, VERSION, write_dataset
-
-SIDE = 32
-
-
-def write_checkpoint(path: Path, network: str = "resnet10t", *, sharpness: float = 1.0) -> Path:
-    """Write an untrained network whose answers differ between pictures."""
-    path.mkdir()
-    torch.manual_seed(0)
-    built = build(network, len(CLASSES), size_px=SIDE)
-    with torch.no_grad():
-        for parameter in built.get_classifier().parameters():  # type: ignore[operator]
-            torch.nn.init.normal_(parameter, std=sharpness)
-    save_file(built.state_dict(), path / "model.safetensors")
-    manifest = CheckpointManifest(
-        network=network,
-        classes=CLASSES,
-        preprocessing=Preprocessing(SIDE),
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.25, 0.3),
-        dropout=0.0,
-        dataset_version=VERSION,
-        code_revision="abc",
-        settings={},
-        metrics={},
-        tracking_run_id="run",
-        linnet="0",
-    )
-    (path / "model.json").write_text(json.dumps(manifest.to_json()))
-    return path
 
 
 @pytest.fixture(scope="module")
