@@ -130,7 +130,7 @@ def test_the_answer_is_explained_on_the_picture(page: Page) -> None:
     why.click()
     overlay = said.locator(".overlay")
     expect(overlay).to_be_visible()
-    assert overlay.evaluate("image => image.naturalWidth") == 64
+    assert overlay.evaluate("image => image.naturalWidth") == 320
     expect(said.locator(".reason")).to_contain_text("speaks most for red")
     expect(why).to_have_attribute("aria-pressed", "true")
     why.click()

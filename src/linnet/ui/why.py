@@ -1,5 +1,6 @@
 """Why a model answers as it does: asked again through its endpoint, drawn, and said in words."""
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -13,7 +14,7 @@ from linnet.evaluation.explanation import Attribution, Explanation, explain
 from linnet.evaluation.overlay import overlay
 from linnet.ui.asking import Model, Pixels, Probabilities, refused
 
-_MOST_PX = 640
+_LEAST_PX, _MOST_PX = 320, 640
 _UNKNOWN_SIDE_PX = 224
 _PICTURES_PER_CALL = 16
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
@@ -55,11 +56,10 @@ def find_out(model: Model, encoded: bytes) -> Why:
     said, asked = model.answer(encoded), _Asked(model)
     label = model.classes.index(said.label) if said.label in model.classes else None
     try:
-        seen, picture = _seen(model, encoded), decode(encoded, at_least_px=_MOST_PX)
+        seen, picture = _seen(model, encoded), _shown(encoded)
     except PictureError as error:
         raise refused(error) from error
     found = explain(asked, seen, label, batch_size=_PICTURES_PER_CALL)
-    picture.thumbnail((_MOST_PX, _MOST_PX))
     attribution = _laid(found, model, picture)
     file = BytesIO()
     overlay(picture, attribution).save(file, "JPEG", quality=88)
@@ -74,6 +74,17 @@ def _seen(model: Model, encoded: bytes) -> Pixels:
     picture = decode(encoded, at_least_px=_UNKNOWN_SIDE_PX)
     picture.thumbnail((_UNKNOWN_SIDE_PX, _UNKNOWN_SIDE_PX))
     return np.array(picture)
+
+
+def _shown(encoded: bytes) -> Image.Image:
+    """Return the picture at a size that a drawing needs and a page shows."""
+    picture = decode(encoded, at_least_px=_MOST_PX)
+    times = math.ceil(_LEAST_PX / max(picture.size))
+    if times > 1:
+        enlarged = picture.width * times, picture.height * times
+        return picture.resize(enlarged, Image.Resampling.NEAREST)
+    picture.thumbnail((_MOST_PX, _MOST_PX))
+    return picture
 
 
 def _laid(found: Explanation, model: Model, picture: Image.Image) -> Attribution:

@@ -60,7 +60,7 @@ function newCard(file, { truth }) {
 function preview(card, file, name) {
   const picture = card.querySelector(".picture");
   const gone = () => {
-    picture.hidden = true;
+    card.querySelector(".frame").hidden = true;
     card.querySelector(".gone").hidden = false;
   };
   if (list.children.length > PREVIEWS || file.size > mostBytes) {
@@ -273,7 +273,7 @@ function showShares(shares) {
   }));
   place.querySelector(".note").textContent =
     `Of the last ${total === 1 ? "answer" : `${total} answers`} to everyone on this page. ` +
-    (shares.length > 1 ? "Several releases answer: a rollout is going on." : "");
+    (shares.length > 1 ? "Several releases: a rollout is going on, or has just ended." : "");
 }
 
 // Why
