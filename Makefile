@@ -113,7 +113,7 @@ services-down: ## Stop them
 	$(RUN) python tests/services/stop.py
 
 bench: setup ## Measure the speed claims; each prints ratios of one run
-	for benchmark in ingest training search pipeline; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
+	for benchmark in ingest training search evaluation pipeline; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
 
 bench-serving: setup ## Measure the server against the limit and five others, 25 min (ARGS=--prepare, --quick)
 	$(RUN) python -m benchmarks.serving $(ARGS)

@@ -1,10 +1,8 @@
 """Graphs to measure with: a network of timm as our export writes it, in fp32 and int8."""
 
-import logging
 import warnings
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -14,11 +12,6 @@ from linnet.data.preprocessing import Preprocessing, prepare
 
 CLASSES = 1000
 SPEC = Preprocessing(224, "squash")
-# With what lies between them, so that no convolution's output has to become float.
-QUANTIZED = [
-    *("Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool"),
-    *("GlobalAveragePool", "ReduceMean", "Reshape", "Flatten"),
-]
 
 
 def fp32(network: str, weights: Path | None = None) -> bytes:
@@ -54,39 +47,10 @@ def fp32(network: str, weights: Path | None = None) -> bytes:
 
 
 def int8(graph: bytes, photographs: list[bytes]) -> bytes:
-    """Return the graph with quantized convolutions, calibrated on crops of photographs."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    """Return the graph in int8 as our export writes it, calibrated on crops of photographs."""
+    from linnet.release.quantization import quantized
 
-    class Crops(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._crops = iter(_crops(photographs))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            crop = next(self._crops, None)
-            return None if crop is None else {"pictures": crop}
-
-    logging.getLogger().setLevel(logging.ERROR)
-    with TemporaryDirectory() as folder:
-        whole, prepared, small = (Path(folder) / f"{name}.onnx" for name in ("a", "b", "c"))
-        whole.write_bytes(graph)
-        quant_pre_process(str(whole), str(prepared))
-        quantize_static(
-            str(prepared),
-            str(small),
-            Crops(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            op_types_to_quantize=QUANTIZED,
-        )
-        return small.read_bytes()
+    return quantized(graph, _crops(photographs))
 
 
 def _crops(photographs: list[bytes]) -> list[np.ndarray]:
