@@ -12,6 +12,9 @@ PYTEST ?=
 ARGS ?=
 # What signs images and the chart; without a key it is the identity that cosign is given in CI.
 COSIGN_ARGS ?=
+# What `make load` asks.
+SERVER ?= http://127.0.0.1:8080
+MODEL ?=
 FUZZ_S ?= 60
 # The recipes: a folder with the unpacked sets, mobilenetv2_100's weights, and which runs (all when empty).
 DATA ?= data
@@ -31,7 +34,7 @@ SERVING = $(if $(filter kind,$(OVERLAY)),manifests/overlays/kind/)serving
 .DEFAULT_GOAL := help
 .PHONY: help uv setup run test test-cluster check format compile package protocol images publish-login publish-images \
 	publish-chart tools services services-down \
-	bench bench-serving fuzz recipes docs/recipes.md kind-up kind-create kind-load kind-down platform first-release images.txt clean
+	bench bench-serving load fuzz recipes docs/recipes.md kind-up kind-create kind-load kind-down platform first-release images.txt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +126,9 @@ recipes: setup ## Do the runs of recipes/runs.yaml and record them (DATA=DIR WEI
 
 docs/recipes.md: setup ## Make the recipes' page of the recorded runs
 	$(RUN) python -m recipes.page
+
+load: setup ## Load the server at SERVER with MODEL by Locust: percentiles by picture size and users, and a soak (ARGS)
+	$(RUN) --with locust python -m benchmarks.locust_load $(SERVER) $(MODEL) $(ARGS)
 
 fuzz: setup ## Fuzz the server's parsers, guided by coverage, for FUZZ_S seconds
 	$(RUN) --with atheris python -m tests.serving.fuzz_parsers -max_total_time=$(FUZZ_S)
