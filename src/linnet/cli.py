@@ -561,6 +561,10 @@ def ui(
             "model page. [default: the one that the server names, if it lies where releases go]",
         ),
     ] = None,
+    authority: Annotated[
+        str | None,
+        typer.Option(help="Host to ask the endpoint for, where a gateway tells models by it."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the page; 0: any.")] = 8090,
     overrides: Annotated[
@@ -592,6 +596,7 @@ def ui(
         model=model,
         release=release,
         token=os.environ.get("LINNET_TOKEN") or None,
+        authority=authority,
         ready=ready,
     )
 

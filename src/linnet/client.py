@@ -83,6 +83,7 @@ class Client:
         model: its name on the server; null: the only one there is (REST only).
         version: one version of it; null: the one that the server chooses.
         token: bearer token or API key, where the server asks for one.
+        authority: what to send as Host, where a gateway tells models apart by it.
         timeout_s: of each try.
         retries: how often a call is sent again when the server is busy, restarting or can't be
             reached, at most 4 times over gRPC. `Retry-After` is honoured up to 30 s.
@@ -96,6 +97,7 @@ class Client:
         model: str | None = None,
         version: str | None = None,
         token: str | None = None,
+        authority: str | None = None,
         timeout_s: float = 30.0,
         retries: int = 4,
         pictures_per_request: int = 16,
@@ -107,7 +109,7 @@ class Client:
                 "host and port, such as http://localhost:8080"
             )
         self.server = server.rstrip("/")
-        self._transport = _TRANSPORTS[scheme](self.server, token, timeout_s, retries)
+        self._transport = _TRANSPORTS[scheme](self.server, token, authority, timeout_s, retries)
         self._size = pictures_per_request
         self.model = model or self._transport.only_model()
         self.version = version
@@ -254,7 +256,9 @@ def _elements(raw: bytes) -> Iterator[bytes]:
 class _Transport(Protocol):
     """What both ways to a server do. Outputs are by name."""
 
-    def __init__(self, server: str, token: str | None, timeout_s: float, retries: int) -> None: ...
+    def __init__(
+        self, server: str, token: str | None, authority: str | None, timeout_s: float, retries: int
+    ) -> None: ...
     def only_model(self) -> str: ...
     def ready(self, model: str, version: str | None) -> bool: ...
     def describe(self, model: str, version: str | None) -> ModelDescription: ...
@@ -267,9 +271,12 @@ class _Transport(Protocol):
 class _Rest:
     """REST with the binary extension."""
 
-    def __init__(self, server: str, token: str | None, timeout_s: float, retries: int) -> None:
+    def __init__(
+        self, server: str, token: str | None, authority: str | None, timeout_s: float, retries: int
+    ) -> None:
         self._server = server
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        given = {"Authorization": token and f"Bearer {token}", "Host": authority}
+        self._headers = {name: value for name, value in given.items() if value is not None}
         self._pool = urllib3.PoolManager(
             maxsize=32,
             timeout=urllib3.Timeout(total=timeout_s),
@@ -426,7 +433,9 @@ def _said(body: bytes) -> str:
 class _Grpc:
     """gRPC with raw contents. Retries are gRPC's own, which know the server's pushback."""
 
-    def __init__(self, server: str, token: str | None, timeout_s: float, retries: int) -> None:
+    def __init__(
+        self, server: str, token: str | None, authority: str | None, timeout_s: float, retries: int
+    ) -> None:
         try:
             import grpc
 
@@ -443,6 +452,7 @@ class _Grpc:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
             ("grpc.service_config", json.dumps(_retry_policy(retries))),
+            *([] if authority is None else [("grpc.default_authority", authority)]),
         ]
         target = urlsplit(server).netloc
         self._channel = (

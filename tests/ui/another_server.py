@@ -31,6 +31,7 @@ class Another:
     status: int = 200
     scores: bool = True
     url: str = ""
+    authority: str = ""
 
     def describe(self) -> dict[str, Any]:
         """Return the metadata."""
@@ -71,6 +72,7 @@ def serving(another: Another) -> Iterator[Another]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            another.authority = self.headers["Host"]
             self._send(200, another.describe())
 
         def do_POST(self) -> None:

@@ -37,6 +37,13 @@ def test_probabilities_are_shown_as_they_are_and_classes_by_name() -> None:
     assert (said.label, said.score, releases) == ("rot", 1.0, {"brightest/1"})
 
 
+def test_a_gateway_is_asked_for_the_model_s_host() -> None:
+    with serving(Another(LAST)) as another:
+        with Client(another.url, model="brightest", authority="brightest.example.org") as client:
+            open_model(client)
+        assert another.authority == "brightest.example.org"
+
+
 @pytest.mark.parametrize("given", [FIRST, FILES])
 def test_answers_of_other_servers_are_explained_too(given: dict[str, object]) -> None:
     another = Another(given, properties=NAMES)

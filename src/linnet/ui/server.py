@@ -32,6 +32,7 @@ def serve_page(
     model: str | None = None,
     release: str | None = None,
     token: str | None = None,
+    authority: str | None = None,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve the page about a model until SIGTERM or SIGINT.
@@ -46,7 +47,7 @@ def serve_page(
         LinnetError: the release can't be opened; says why.
     """
     with (
-        _client(server, model, token, settings) as client,
+        _client(server, model, token, authority, settings) as client,
         tempfile.TemporaryDirectory(prefix="linnet-ui-") as scratch,
         _listening(settings) as listener,
     ):
@@ -65,12 +66,19 @@ def serve_page(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _client(server: str, model: str | None, token: str | None, settings: PageSettings) -> Client:
+def _client(
+    server: str,
+    model: str | None,
+    token: str | None,
+    authority: str | None,
+    settings: PageSettings,
+) -> Client:
     try:
         return Client(
             server,
             model=model,
             token=token,
+            authority=authority,
             timeout_s=settings.answer_timeout_s,
             retries=_RETRIES,
         )
