@@ -21,6 +21,8 @@ from rich.table import Column, Table
 from linnet import __version__, launch, settings_table
 from linnet.errors import LinnetError, SettingsError
 from linnet.monitoring.commands import drift
+from linnet.monitoring.label_commands import feedback as give_feedback
+from linnet.monitoring.label_commands import monitor
 from linnet.rollout import commands as rollout_commands
 from linnet.settings import RunSettings
 from linnet.stores.connections import Connections
@@ -441,6 +443,8 @@ def sign(
 
 
 app.command(rich_help_panel=RESULTS)(drift)
+app.command(rich_help_panel=RESULTS)(monitor)
+app.command("feedback", rich_help_panel=RESULTS)(give_feedback)
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -732,6 +736,55 @@ def batch(
         connections=_connections(workspace),
     )
     _show(summary, as_json, _show_batch)
+
+
+@app.command(rich_help_panel=RESULTS)
+def explain(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, …")],
+    release: Annotated[
+        str | None,
+        typer.Option("--release", "-r", help="Folder, s3://… or model@alias."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder that train wrote, instead of a release.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="occlusion; of a checkpoint also integrated_gradients or grad_cam."),
+    ] = "occlusion",
+    label: Annotated[
+        str | None, typer.Option(help="Class to explain; default: the model's answer.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of grad_cam; default: the last with maps.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="PNG to write, or a folder; default: here."),
+    ] = None,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Show which parts of pictures speak for an answer, as an overlay of each."""
+    from linnet.explaining import explain_files
+
+    found = explain_files(
+        pictures,
+        release=release,
+        checkpoint=checkpoint,
+        method=method,
+        label=label,
+        layer=layer,
+        output=output,
+        connections=_connections(workspace),
+    )
+    if as_json:
+        sys.stdout.write(json.dumps([_plain(one) for one in found], indent=2) + "\n")
+        return
+    table = Table(Column("picture", overflow="fold"), "label", "probability", "overlay")
+    for one in found:
+        table.add_row(str(one.picture), one.label, _number(one.probability), str(one.overlay))
+    out.print(table)
 
 
 def _ask_server(

@@ -203,5 +203,9 @@ class DriftError(LinnetError):
     """Pictures can't be compared with those that a release was measured on."""
 
 
+class FeedbackError(LinnetError):
+    """True labels can't be read, or belong to no answer that was logged."""
+
+
 class TriggerError(LinnetError):
     """A trigger can't be noted, or what it should start can't be started."""

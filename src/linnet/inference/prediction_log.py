@@ -31,6 +31,7 @@ from PIL import Image
 from linnet.data.pictures import decode
 from linnet.errors import LinnetError
 from linnet.inference.answers import Answers
+from linnet.inference.log_layout import FEEDBACK, PREDICTIONS
 from linnet.inference.metrics import Metrics
 from linnet.inference.settings import PredictionLogSettings
 from linnet.inference.v2 import Buffer, Pixels
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from arro3.core import Array
 
 logger = logging.getLogger(__name__)
-
-PREDICTIONS = "predictions"
-FEEDBACK = "feedback"
 
 Outcome = Literal["written", "too_many", "no_memory", "too_much", "disk_full", "lost"]
 
