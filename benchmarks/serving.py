@@ -469,7 +469,9 @@ def overload(ours: Server, options: argparse.Namespace) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    cpu = ours.cpu_s()
     found = load.open_loop(target, rate=3 * peak, seconds=options.overload_s, connections=400)
+    cpu = ours.cpu_s() - cpu
     stop.set()
     watcher.join()
     again = load.closed(target, clients=32, seconds=options.seconds)
@@ -483,6 +485,8 @@ def overload(ours: Server, options: argparse.Namespace) -> dict[str, float]:
         "not_sent": found.lost,
         "p99_ms": found.percentile(99) * 1e3,
         "p99_at_32_clients_ms": statistics.median(one.percentile(99) for one in peaks) * 1e3,
+        "server_cpu_ms": cpu / max(1, found.answered + found.refused) * 1e3,
+        "client_cpu_ms": found.client_cpu_s / max(1, found.answered + found.refused) * 1e3,
         "rss_before_mib": memory[0],
         "rss_middle_mib": max(memory[: half + 1]),
         "rss_end_mib": max(memory[half:]),
@@ -717,11 +721,7 @@ def _against_peers(form: str, results: Results, options: argparse.Namespace) -> 
     wanted = {"grpc uint8": 1.2, "rest binary uint8": 1.0}.get(form, 1.4)
     for clients in [one for one in options.clients if one >= 8]:
         ours = results["linnet", form, clients]
-        peers = {
-            name: rounds
-            for (name, kind, count), rounds in results.items()
-            if name != "linnet" and kind == form and count == clients
-        }
+        peers = _peers(results, form, clients)
         if not peers:
             continue
         best = max(peers, key=lambda name: median(peers[name], "ratio"))
@@ -757,8 +757,9 @@ def markdown(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
         "over the server's and client's for a request, which doesn't mind who else computes.",
     ]
     for one in found:
-        lines += ["", f"## {one['network']}", "", *_targets_table(one["claims"])]
-        lines += ["", *_throughput_table(one)]
+        results = _results(one)
+        lines += ["", f"## {one['network']}", "", *_summary_table(results)]
+        lines += ["", *_targets_table(one["claims"]), "", *_throughput_table(results)]
         shown = ", ".join(f"{name} {mib:.0f}" for name, mib in one["memory_mib"].items())
         lines += ["", f"Resident memory after all rounds, MiB, all processes: {shown}."]
         flood = one["overload"]
@@ -767,7 +768,9 @@ def markdown(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
             f"Overload for {options.overload_s:.0f} s: {flood['offered_rate']:.0f} requests/s "
             f"offered, peak {flood['peak_rate']:.0f}; {flood['answered_of_peak']:.2f} of the peak "
             f"answered, p99 {flood['p99_ms']:.0f} ms ({flood['p99_at_32_clients_ms']:.0f} at 32 "
-            f"clients), {flood['refused']:.0f} refused; resident {flood['rss_before_mib']:.0f} → "
+            f"clients), {flood['refused']:.0f} refused; CPU ms a request offered: server "
+            f"{flood['server_cpu_ms']:.2f}, client {flood['client_cpu_ms']:.2f}; "
+            f"resident {flood['rss_before_mib']:.0f} → "
             f"{flood['rss_middle_mib']:.0f} → {flood['rss_end_mib']:.0f} MiB; afterwards "
             f"{flood['afterwards_of_peak']:.2f} of the peak.",
         ]
@@ -782,11 +785,44 @@ def _targets_table(claims: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {claim.what} | {claim.found:.2f} | {claim.wanted} | {claim.verdict} |"
 
 
-def _throughput_table(one: dict[str, Any]) -> Iterator[str]:
+def _results(one: dict[str, Any]) -> Results:
     results: Results = defaultdict(list)
     for row in one["throughput"]:
         seen = Seen(**{name: row[name] for name in Seen.__dataclass_fields__})
         results[row["server"], row["format"], row["clients"]].append(seen)
+    return results
+
+
+def _summary_table(results: Results) -> Iterator[str]:
+    """A line for each format: numbers at 8 / 32 clients."""
+    yield "| format | of the limit | by CPU | CPU ms a request | best other, of limit | over it |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for form in FORMATS:
+        cells: list[list[str]] = [[] for _ in range(5)]
+        for clients in sorted({key[2] for key in results if key[1] == form and key[2] >= 8}):
+            rounds = results["linnet", form, clients]
+            ours = median(rounds, "ratio")
+            cells[0].append(f"{ours:.2f}")
+            cells[1].append(f"{median(rounds, 'cpu_ratio'):.2f}")
+            cells[2].append(f"{median(rounds, 'server_cpu_ms'):.2f}")
+            if peers := _peers(results, form, clients):
+                best = max(peers, key=lambda name: median(peers[name], "ratio"))
+                theirs = median(peers[best], "ratio")
+                cells[3].append(f"{best} {theirs:.2f}")
+                cells[4].append(f"{ours / max(1e-9, theirs):.2f}")
+        yield f"| {form} | " + " | ".join(" / ".join(cell) for cell in cells) + " |"
+
+
+def _peers(results: Results, form: str, clients: int) -> dict[str, list[Seen]]:
+    """Return what was measured of other servers, by their names."""
+    return {
+        name: rounds
+        for (name, kind, count), rounds in results.items()
+        if name != "linnet" and kind == form and count == clients
+    }
+
+
+def _throughput_table(results: Results) -> Iterator[str]:
     yield (
         "| format | clients | server | of limit | by CPU | requests/s | p50 ms | p99 ms | CPU ms a "
         "request | others' share |"
