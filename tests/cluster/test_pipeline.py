@@ -1,5 +1,6 @@
 """The pipeline on a real cluster, submitted and followed by `linnet submit`."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import urllib3
 
 from linnet.release.opening import open_release
 from linnet.rollout.cluster import Cluster
-from manifests.install.kubectl import Kubectl
+from manifests.install.kubectl import InstallError, Kubectl
 from tests.cluster.load import Load
 from tests.cluster.serving_here import (
     GATEWAY,
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).parents[2]
 LINNET = str(Path(sys.executable).with_name("linnet"))
 NAMESPACE = "kubeflow"
+RUNNING = "--field-selector=status.phase=Running"
 # Where a pipeline's run may change the traffic.
 SERVING = "linnet-serving"
 ROLLOUT = {
@@ -156,17 +158,17 @@ def test_training_goes_on_in_another_pod_when_its_pod_is_deleted(
 ) -> None:
     seed = str(time.time_ns() % 1_000_000)
     more = ["--set", "train.whole.epochs=12", "--set", f"train.seed={seed}"]
-    process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    heard = []
-    with process.stderr as said:
-        for line in said:
+    with subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        heard = []
+        # Kubeflow tells what a step says only once its pod has ended.
+        for line in process.stderr:
             heard.append(line)
-            if "epoch 2:" in line:
-                delete_training_pod(kubectl)
+            if "train" in line.split()[1:]:
+                delete_training_pod(kubectl, once_it_says="epoch 2:")
                 break
-        heard.extend(said)
-    assert process.wait() == 0, "".join(heard)
+        heard.extend(process.stderr)
+    assert process.returncode == 0, "".join(heard)
     assert "going on with the training in" in "".join(heard)
 
 
@@ -217,18 +219,17 @@ def test_workers_of_a_search_share_its_trials_in_the_platform_s_database(
     assert "ended as SUCCEEDED" in done.stderr
 
 
-def delete_training_pod(kubectl: Kubectl) -> None:
+def delete_training_pod(kubectl: Kubectl, *, once_it_says: str) -> None:
     """Delete the one pod that trains: it alone is of a step that is tried again."""
-    running = (
-        "get",
-        "pods",
-        "-n",
-        NAMESPACE,
-        "--field-selector=status.phase=Running",
-        "-o",
-        "name",
-    )
-    (pod,) = [
-        name for name in kubectl.run(*running).split() if "-retry-system-container-impl-" in name
-    ]
-    kubectl.run("delete", "-n", NAMESPACE, pod, "--wait=false")
+    here = ("-n", NAMESPACE)
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        for pod in kubectl.run("get", "pods", *here, "-o", "name", RUNNING).split():
+            if "-retry-system-container-impl-" not in pod:
+                continue
+            with contextlib.suppress(InstallError):  # it has not begun to say anything
+                if once_it_says in kubectl.run("logs", *here, pod, "-c", "main"):
+                    kubectl.run("delete", *here, pod, "--wait=false")
+                    return
+        time.sleep(1)
+    pytest.fail(f"no training pod said {once_it_says!r}")

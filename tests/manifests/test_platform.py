@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -583,6 +584,8 @@ def test_pipelines_keep_their_artifacts_in_our_store_and_no_upstream_password(
         ),
     ]
     rendered = _write(tmp_path, "pipelines", upstream).render("pipelines")
+    (config,) = (one for one in rendered if "config.json" in one.get("data", {}))
+    rendered.remove(config)
     assert {one["metadata"]["name"] for one in rendered} == {
         "kfp-launcher",
         "pipeline-install-config",
@@ -599,10 +602,19 @@ def test_pipelines_keep_their_artifacts_in_our_store_and_no_upstream_password(
     store = yaml.safe_load(launcher["providers"])["s3"]["default"]
     assert store["endpoint"] == "minio.linnet-platform.svc:9000"
     assert "mlpipeline" not in yaml.safe_dump_all(rendered)
+    server = next(one for one in rendered if one["metadata"]["name"] == "ml-pipeline")
+    volumes = server["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "config", "configMap": {"name": config["metadata"]["name"]}} in volumes
+    settings = json.loads(config["data"]["config.json"])
+    assert settings["plugins"]["mlflow"]["endpoint"] == CONNECTIONS["MLFLOW_TRACKING_URI"]
+    assert settings["ObjectStoreConfig"].keys() == {"BucketName", "PipelinePath"}
     small = {one["metadata"]["name"] for one in wanted(rendered, ("pipelines",))}
     assert not small & {"ml-pipeline-ui", "metadata-envoy-deployment"}
 
 
+CONNECTIONS = yaml.safe_load(
+    (rendering.ROOT / "base" / "connections.yaml").read_text("utf-8").partition("\n---\n")[0]
+)["data"]
 SECRETS = ("mysql-secret", "mlpipeline-minio-artifact")
 
 
