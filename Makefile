@@ -155,7 +155,7 @@ first-release: compile ## Run the pipeline on the cluster and let its release se
 	kubectl kustomize $(SERVING) | sed 's#image: linnet/serving:.*#image: $(IMAGE_PREFIX)/serving:$(IMAGE_TAG)#' | \
 		kubectl apply --server-side --force-conflicts -f -
 	kubectl -n linnet-serving get inferenceservice digits 2>/dev/null || { \
-		kubectl -n kubeflow port-forward service/ml-pipeline 8888:8888 & trap "kill $$!" EXIT; sleep 3; \
+		kubectl -n kubeflow port-forward service/ml-pipeline 8888:8888 >/dev/null & trap "kill $$!" EXIT; sleep 3; \
 		$(RUN) linnet submit --pipeline build/pipelines/train_and_release.yaml -p after_release=rollout; }
 	kubectl -n linnet-serving wait --timeout=300s inferenceservice/digits \
 		--for=jsonpath='{.status.conditions[?(@.type=="Ready")].status}'=True
