@@ -46,4 +46,5 @@ if __name__ == "__main__":
         workers=WORKERS,
         log_level="warning",
         access_log=False,
+        timeout_worker_healthcheck=60,
     )
