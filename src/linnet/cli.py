@@ -781,7 +781,8 @@ def explain(
     if as_json:
         sys.stdout.write(json.dumps([_plain(one) for one in found], indent=2) + "\n")
         return
-    table = Table(Column("picture", overflow="fold"), "label", "probability", "overlay")
+    path = Column("overlay", overflow="fold")
+    table = Table(Column("picture", overflow="fold"), "label", "probability", path)
     for one in found:
         table.add_row(str(one.picture), one.label, _number(one.probability), str(one.overlay))
     out.print(table)
