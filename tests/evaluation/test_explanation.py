@@ -89,6 +89,16 @@ def test_what_no_part_decides_has_no_explanation(picture: NDArray[np.uint8]) -> 
     assert (drawn[..., 0] == drawn[..., 1]).all(), "colour, where nothing speaks"
 
 
+def test_a_certain_answer_is_explained_too(picture: NDArray[np.uint8]) -> None:
+    def certain(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        other = 1e-12 * white_spot(pictures)[:, :1]
+        return np.concatenate([other, 1 - other], axis=1).astype(np.float32)
+
+    found = explain(certain, picture)
+    assert found.probability == 1
+    assert found.attribution[PATCH].mean() > 0.1
+
+
 def test_pictures_may_have_any_shape() -> None:
     found = explain(
         lambda some: np.full((len(some), 2), 0.5, np.float32), np.zeros((9, 31, 3), np.uint8)

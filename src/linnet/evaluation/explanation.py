@@ -26,7 +26,7 @@ Window = tuple[slice, slice]
 # Windows along a side, and a window's side as a share of the picture's.
 _SIZES = ((4, 0.5), (7, 0.3), (10, 0.2))
 _BLUR = 0.1
-_CERTAIN = 1e-6
+_LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def explain(
         label,
         batch_size,
     )
-    falls = iter(_log_odds(whole[label]) - odds)
+    falls = iter(_log_odds(whole[np.newaxis], label) - odds)
     attribution = np.zeros(picture.shape[:2])
     for same_size in windows:
         fallen, hidden = np.zeros_like(attribution), np.zeros_like(attribution)
@@ -109,10 +109,12 @@ def _odds_without(
         changed = np.repeat(picture[np.newaxis], len(batch), axis=0)
         for one, window in zip(changed, batch, strict=True):
             one[window] = hidden[window]
-        odds.append(_log_odds(predict(changed)[:, label]))
+        odds.append(_log_odds(predict(changed), label))
     return np.concatenate(odds)
 
 
-def _log_odds(probability: NDArray[np.floating] | np.floating) -> NDArray[np.float64]:
-    bounded = np.clip(np.asarray(probability, np.float64), _CERTAIN, 1 - _CERTAIN)
-    return np.log(bounded / (1 - bounded))
+def _log_odds(probabilities: NDArray[np.floating], label: int) -> NDArray[np.float64]:
+    """Return the label's log-odds [N]; the others' sum is exact where 1 - p would round to 0."""
+    exact = np.asarray(probabilities, np.float64).clip(_LEAST)
+    others: NDArray[np.float64] = np.delete(exact, label, axis=1).sum(axis=1)
+    return np.log(exact[:, label] / others)
