@@ -165,6 +165,7 @@ def submit(
     cache: bool = True,
     service_account: str | None = None,
     ui: str | None = None,
+    description: str = "",
 ) -> Submitted:
     """Start a run; `ui` is the address of Kubeflow's pages where it isn't the server's.
 
@@ -180,6 +181,7 @@ def submit(
             **body,
             "display_name": run_name or f"{settings.model} {datetime.now():%Y-%m-%d %H:%M:%S}",
             "experiment_id": server.experiment(experiment or settings.model),
+            **({"description": description} if description else {}),
         }
     )
     return Submitted(run_id, f"{ui or server.endpoint}/#/runs/details/{run_id}", compiled)

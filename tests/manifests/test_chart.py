@@ -26,6 +26,8 @@ from linnet.rollout.preflight import require_access
 from linnet.rollout.route_split import RouteSplit
 from linnet.rollout.settings import RolloutSettings
 from linnet.rollout.traffic import KServeCanary
+from linnet.stores.registry import RegisteredRelease
+from linnet.triggers.exposition import drift_metrics
 from tests.manifests import tools
 from tests.manifests.policies import Network, Pod
 from tests.manifests.schemas import Manifest, pods, problems, read, unrestricted
@@ -316,12 +318,29 @@ def test_every_alert_is_tested_and_in_the_runbook() -> None:
             assert link.endswith(f"docs/runbook.md#{rule['alert'].lower()}")
 
 
-def test_rules_and_dashboards_ask_for_metrics_that_the_server_has() -> None:
+# A release whose drift was looked at: what `linnet watch` shows metrics of.
+LOOKED = RegisteredRelease(
+    "flowers",
+    1,
+    "s3://linnet/releases/flowers/v1",
+    ("champion",),
+    None,
+    {
+        "drift_looked": "2026-11-21T06:00:00+00:00",
+        "drift_values": json.dumps(
+            dict.fromkeys(("drift", "drift_chance", "drift_pictures", "drift_unreadable"), 0.0)
+        ),
+    },
+)
+
+
+def test_rules_and_dashboards_ask_for_metrics_that_server_and_watch_have() -> None:
     collected = list(Metrics().registry.collect())
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
     there = {
         metric.name + ending for metric in collected for ending in endings.get(metric.type, ())
     }
+    there |= {metric.name for metric in drift_metrics(LOOKED)}
     asked = (CHART / "files/rules.yaml").read_text("utf-8")
     asked += "".join(path.read_text("utf-8") for path in CHART.glob("files/dashboards/*.json"))
     asked = re.sub(r"linnet-\S+", "", asked)

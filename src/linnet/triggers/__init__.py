@@ -1,0 +1,1 @@
+"""What starts the pipeline by itself, once for each reason, and who and why is kept."""

@@ -1,0 +1,86 @@
+"""What Prometheus reads of a watch: the drift of the champion, as its last look recorded it."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from linnet.stores.registry import RegisteredRelease
+
+_OF = ("model", "release")
+
+
+class Exposition:
+    """The page /metrics of a watch."""
+
+    def __init__(self, port: int) -> None:
+        """Serve it on a port.
+
+        Raises:
+            ServeError: the port is taken.
+        """
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        from linnet.errors import ServeError
+
+        self._champion: RegisteredRelease | None = None
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            self._server, self._thread = start_http_server(port, registry=registry)
+        except OSError as error:
+            raise ServeError(
+                f"port {port} for /metrics can't be had ({error.strerror}): give another "
+                "metrics_port"
+            ) from error
+
+    def show(self, champion: RegisteredRelease | None) -> None:
+        """Show what is recorded of a release."""
+        self._champion = champion
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metrics as they are now, for prometheus_client."""
+        return drift_metrics(self._champion)
+
+
+def drift_metrics(champion: RegisteredRelease | None) -> Iterator[Any]:
+    """Yield what the last look for drift of a release recorded; nothing where none did."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    if champion is None or "drift_values" not in champion.tags:
+        return
+    values = json.loads(champion.tags["drift_values"])
+    of = [champion.model, str(champion.tags.get("release", champion.number))]
+    looked = datetime.fromisoformat(champion.tags["drift_looked"]).timestamp()
+    for name, about, value in (
+        ("linnet_drift", "1 when the last look found drift", values.pop("drift")),
+        (
+            "linnet_drift_chance",
+            "How often a look without drift shows as much",
+            values.pop("drift_chance"),
+        ),
+        ("linnet_drift_pictures", "Pictures of the last look", values.pop("drift_pictures")),
+        (
+            "linnet_drift_unreadable_pictures",
+            "Pictures of the last look that could not be read",
+            values.pop("drift_unreadable"),
+        ),
+        ("linnet_drift_looked_timestamp_seconds", "When the last look was", looked),
+    ):
+        gauge = GaugeMetricFamily(name, about, labels=_OF)
+        gauge.add_metric(of, value)
+        yield gauge
+    distances = GaugeMetricFamily(
+        "linnet_drift_distance",
+        "Distance of a number's distribution from the release's own, 0 to 1",
+        labels=(*_OF, "feature"),
+    )
+    for name, value in values.items():
+        distances.add_metric([*of, name.removeprefix("drift_")], value)
+    yield distances
