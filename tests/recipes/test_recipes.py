@@ -42,9 +42,8 @@ SHAPES = {
     "histology": {
         "train.head.epochs": 1,
         "train.whole": {"epochs": 1, "layer_decay": 0.75},
-        "evaluate.decision.positive": "dark",
+        "evaluate.decision": {"aim": "balanced_accuracy", "positive": "dark", "fewest_pictures": 1},
     },
-    "pets": {"train.head.epochs": 2},
     "pneumonia": {"train.whole.epochs": 1, "search.trials": 2, "search.space.batch_size": [16, 32]},
     "scenes": {
         "train.whole.epochs": 1,
@@ -107,7 +106,7 @@ def test_a_recipe_runs_from_pictures_to_the_gate(
     assert ("search" in seconds) == bool(settings.search.space)
 
 
-def test_a_run_is_recorded_and_the_page_shows_it(
+def test_a_run_is_recorded_and_shown_on_the_page(
     pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
     plan = read_plan()
