@@ -51,6 +51,7 @@ TEN = {
     "canary__trafficPercent": "10",
     "canary__minReplicas": "1",
 }
+PAGE = {"release__version": "v1", "page__enabled": "true"}
 CASES = ("", *sorted(path.name for path in (CHART / "ci").glob("*-values.yaml")))
 
 
@@ -409,6 +410,33 @@ def test_networkpolicy_finds_the_pods_of_a_route_of_its_own() -> None:
     assert policies[0]["spec"]["podSelector"] == {"matchLabels": {"linnet/model": "flowers"}}
 
 
+def test_page_asks_the_model_through_the_gateway_and_is_reached_from_it() -> None:
+    (page,) = kind("Deployment", case="rollout-values.yaml")
+    pod = page["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert container["command"] == [
+        *("linnet", "ui", "--host=0.0.0.0", "--model=roses", "--server=http://gateway.gateways"),
+        *("--authority=roses-serving.example.com", "--set=allowed_hosts=[roses.example.org]"),
+    ]
+    named = {one["name"]: one for one in container["env"]}
+    assert named["LINNET_RELEASE_ROOT"]["value"] == "s3://models/releases"
+    assert named["LINNET_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "roses-token"
+    (service,) = kind("Service", case="rollout-values.yaml")
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    network = Network.of([*rendered("rollout-values.yaml"), DENY])
+    people, gateway = (
+        Pod("serving", tuple(pod["metadata"]["labels"].items())),
+        "envoy-gateway-system",
+    )
+    assert network.lets(Pod(gateway), people, 8090)
+    assert network.lets(Pod("default"), people, 8090) is False
+    assert network.lets(people, Pod(gateway), 80)
+    assert network.lets(people, Pod.named("linnet-platform", "minio"), 9000)
+    assert network.lets(people, Pod("monitoring"), 5000)
+    assert network.lets(people, Pod("outside"), 443) is False
+    assert kind("Deployment") == []
+
+
 def test_poddisruptionbudget_lets_a_lonely_pod_go() -> None:
     (budget,) = kind("PodDisruptionBudget")
     assert budget["spec"]["maxUnavailable"] == 1
@@ -474,6 +502,7 @@ def test_request_gets_an_answer_of_a_real_server(tmp_path: Path) -> None:
         ({**TEN, "rollout__enabled": "false", "canary__minReplicas": "3"}, "which KServe refuses"),
         ({**TEN, "rollout__enabled": "false", "canary__trafficPercent": "110"}, "canary"),
         ({"rollout__settings__namespace": "other"}, "comes from other values"),
+        ({**PAGE, "gateway__address": ""}, "asks the model through the gateway"),
         ({"inferenceService__annotations__a": "b"}, "does not own the InferenceService"),
         ({"release__model": "a" * 40, "release__version": "b" * 20}, "at most 63"),
     ],

@@ -120,7 +120,9 @@ def test_wrong_pictures_are_refused_in_words(page_process: PageProcess) -> None:
 def test_what_other_sites_and_other_names_send_is_refused(page_process: PageProcess) -> None:
     elsewhere = ask(page_process.url, "POST", "/answers", RED, Sec_Fetch_Site="cross-site")
     assert elsewhere[0] == 403
-    assert ask(page_process.url, "GET", "/", Host="evil.example")[0] == 400
+    for path in ("/", "/model", "/static/ask.js", "/nowhere"):
+        assert ask(page_process.url, "GET", path, Host="evil.example")[0] == 400
+    assert ask(page_process.url, "GET", "/health", Host="10.0.0.1:8090")[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@
 {{- if not (or $v.gateway.address $v.release.version) -}}
   {{- fail "gateway.address and release.version are both empty: helm test would not know whom to ask, set one" -}}
 {{- end -}}
+{{- if and $v.page.enabled (not $v.gateway.address) -}}
+  {{- fail "page.enabled asks the model through the gateway, and gateway.address is empty: set it" -}}
+{{- end -}}
 {{- if and $v.rollout.enabled $v.canary -}}
   {{- fail (printf "canary.version=%s: with rollout.enabled=true candidates come by release.version; set rollout.enabled=false to move the weight by hand" $v.canary.version) -}}
 {{- end -}}

@@ -74,22 +74,21 @@ class Page:
 
     def app(self) -> Starlette:
         """Return the application."""
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=self._settings.hosts())
+        shown = [
+            Route("/", self.ask),
+            Route("/model", self.about),
+            Route("/report", self.report),
+            Route("/answers", self.answer, methods=["POST"]),
+            Route("/explanations", self.explain, methods=["POST"]),
+            Route("/examples/{number:int}", self.example),
+            Route("/examples/{number:int}/small", self.small_example),
+            Mount("/static", StaticFiles(directory=_HERE / "static")),
+        ]
+        # Probes ask by the pod's address.
         return Starlette(
-            routes=[
-                Route("/", self.ask),
-                Route("/model", self.about),
-                Route("/report", self.report),
-                Route("/answers", self.answer, methods=["POST"]),
-                Route("/explanations", self.explain, methods=["POST"]),
-                Route("/examples/{number:int}", self.example),
-                Route("/examples/{number:int}/small", self.small_example),
-                Route("/health", self.health),
-                Mount("/static", StaticFiles(directory=_HERE / "static")),
-            ],
-            middleware=[
-                Middleware(SecureHeaders),
-                Middleware(TrustedHostMiddleware, allowed_hosts=self._settings.hosts()),
-            ],
+            routes=[Route("/health", self.health), Mount("/", routes=shown, middleware=[hosts])],
+            middleware=[Middleware(SecureHeaders)],
             exception_handlers={LinnetError: _said_wrong, 404: self.not_found},
             lifespan=self._warming,
         )
