@@ -72,6 +72,7 @@ def test_the_server_starts_without_what_its_image_lacks() -> None:
         "linnet.data.ingest",
         "linnet.evaluation.evaluate",
         "linnet.evaluation.gate",
+        "linnet.explaining",
         "linnet.release.bundle",
         "linnet.stores.objects",
     ],
