@@ -75,6 +75,7 @@ def test_the_server_starts_without_what_its_image_lacks() -> None:
         "linnet.explaining",
         "linnet.release.bundle",
         "linnet.stores.objects",
+        "linnet.ui.server",
     ],
 )
 def test_what_needs_no_torch_imports_none(module: str) -> None:
