@@ -298,19 +298,23 @@ class PredictionLog:
             logger.info("%d parts of %s/%s were kept long enough: deleted", len(keys), prefix, name)
 
     def _parts_of(self, notes: "Iterable[_Noted | Told]") -> list[_Part]:
-        """Return the files that notes make, each of one model, release and day."""
+        """Return the files that notes make, each of one model, release and day, none too large."""
         predictions: dict[tuple[str, str, str], list[_Noted]] = defaultdict(list)
         told: dict[tuple[str, str], list[Told]] = defaultdict(list)
+        sizes: dict[tuple[str, str, str], int] = defaultdict(int)
+        parts = []
         for note in notes:
             day = _moment(note.time_s).strftime("date=%Y-%m-%d")
             if isinstance(note, Told):
                 told[note.model, day].append(note)
-            else:
-                predictions[note.model, note.release, day].append(note)
-        parts = [
-            self._prediction_part(model, release, day, noted)
-            for (model, release, day), noted in predictions.items()
-        ]
+                continue
+            of = (note.model, note.release, day)
+            if sizes[of] > self._settings.part_bytes:
+                parts.append(self._prediction_part(*of, predictions.pop(of)))
+                del sizes[of]
+            predictions[of].append(note)
+            sizes[of] += note.size
+        parts += [self._prediction_part(*of, noted) for of, noted in predictions.items()]
         return parts + [
             self._feedback_part(model, day, rows) for (model, day), rows in told.items()
         ]

@@ -30,10 +30,10 @@ class PredictionLogSettings(Settings):
         256 << 20, description="most bytes that this server writes in an hour"
     )
     memory_bytes: Annotated[int, Field(ge=1 << 10)] = Field(
-        32 << 20, description="most bytes that wait in memory, also while the store is down"
+        16 << 20, description="most bytes that wait in memory, also while the store is down"
     )
     part_bytes: Annotated[int, Field(ge=1 << 10)] = Field(
-        8 << 20, description="a part is written when so many bytes wait"
+        4 << 20, description="a part is written when so many bytes wait"
     )
     part_s: Seconds = Field(60.0, description="and at the latest after so many seconds")
     least_free_bytes: Annotated[int, Field(ge=0)] = Field(
