@@ -2,13 +2,12 @@
 
 import csv
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
-
-import numpy as np
 
 from linnet.batch.parts import Parts, Record
 from linnet.batch.settings import BatchSettings, Shard
@@ -29,8 +28,8 @@ class BatchSummary:
     """What a batch made, of the whole source or, while others work on, of one shard.
 
     `labels` counts predicted classes. Of pictures whose label the release knows, `labelled`,
-    `confusion` has a row per true class and a column per predicted one, and `metrics` are
-    accuracy, balanced accuracy and macro F1; `unknown_labels` counts labels that it doesn't know.
+    `confusion` counts by true class, then by predicted one, and `metrics` are accuracy, balanced
+    accuracy and macro F1; `unknown_labels` counts labels that it doesn't know.
     `missing_shards` are those that have not finished.
     """
 
@@ -45,7 +44,7 @@ class BatchSummary:
     labelled: int
     unknown_labels: dict[str, int]
     metrics: dict[str, float]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: dict[str, dict[str, int]]
     missing_shards: tuple[str, ...]
     seconds: float
 
@@ -61,8 +60,7 @@ class BatchSummary:
         try:
             values = json.loads(store.read(f"{prefix}/{SUMMARY}" if prefix else SUMMARY))
             tuples = {name: tuple(values[name]) for name in ("classes", "missing_shards")}
-            confusion = tuple(tuple(row) for row in values["confusion"])
-            return cls(**{**values, **tuples, "confusion": confusion})
+            return cls(**{**values, **tuples})
         except StoreAbsentError as error:
             raise BatchError(
                 f"{output} has no {SUMMARY}: a shard has not ended, run `linnet batch` for each"
@@ -90,7 +88,9 @@ class BatchSummary:
 
     def confusion_matrix(self) -> tuple[list[str], list[list[int]]]:
         """Return the categories and the matrix as KFP's `log_confusion_matrix` takes them."""
-        return list(self.classes), [list(row) for row in self.confusion]
+        names = list(self.classes) if self.labelled else []
+        rows = (self.confusion.get(true, {}) for true in names)
+        return names, [[row.get(predicted, 0) for predicted in names] for row in rows]
 
     def require_answers(self) -> None:
         """Check that something was answered.
@@ -185,11 +185,10 @@ class Output:
         self, records: Iterator[Record], missing: tuple[str, ...], seconds: float
     ) -> BatchSummary:
         classes = tuple(self._plan["classes"])
-        index = {name: at for at, name in enumerate(classes)}
         counts: dict[str, Counter[str]] = {
             name: Counter() for name in ("labels", "unknown", "left_out")
         }
-        confusion = np.zeros((len(classes), len(classes)), np.int64)
+        confusion: dict[str, Counter[str]] = defaultdict(Counter)
         answered = abstained = 0
         for record in records:
             answered += record.answered
@@ -198,8 +197,7 @@ class Output:
             counts["unknown"].update(record.unknown_labels)
             counts["left_out"].update(row.reason for row in record.left_out)
             for true, predicted in record.confusion.items():
-                for label, n in predicted.items():
-                    confusion[index[true], index[label]] += n
+                confusion[true].update(predicted)
         return BatchSummary(
             output=self._store.uri(self._prefix),
             release=self._plan["release"],
@@ -209,10 +207,10 @@ class Output:
             abstained=abstained,
             left_out=dict(counts["left_out"].most_common()),
             labels={name: counts["labels"][name] for name in classes},
-            labelled=int(confusion.sum()),
+            labelled=sum(row.total() for row in confusion.values()),
             unknown_labels=dict(counts["unknown"].most_common()),
             metrics=_metrics(confusion),
-            confusion=tuple(map(tuple, confusion.tolist())),
+            confusion={true: dict(confusion[true]) for true in sorted(confusion)},
             missing_shards=missing,
             seconds=round(seconds, 3),
         )
@@ -255,15 +253,15 @@ def _noted(records: Iterator[Record], rows: Any) -> Iterator[Record]:
         yield record
 
 
-def _metrics(confusion: Sequence[Sequence[int]] | np.ndarray[Any, Any]) -> dict[str, float]:
+def _metrics(confusion: Mapping[str, Counter[str]]) -> dict[str, float]:
     """Return accuracy, balanced accuracy and macro F1 over the classes that have pictures."""
-    table = np.asarray(confusion, np.float64)
-    support, predicted, hits = table.sum(axis=1), table.sum(axis=0), table.diagonal()
-    there = support > 0
-    if not there.any():
+    if not confusion:
         return {}
+    predicted = sum(confusion.values(), Counter[str]())
+    support = {true: row.total() for true, row in confusion.items()}
+    hits = {true: row[true] for true, row in confusion.items()}
     return {
-        "accuracy": float(hits.sum() / table.sum()),
-        "balanced_accuracy": float((hits[there] / support[there]).mean()),
-        "macro_f1": float((2 * hits[there] / (support + predicted)[there]).mean()),
+        "accuracy": sum(hits.values()) / sum(support.values()),
+        "balanced_accuracy": fmean(hits[true] / support[true] for true in support),
+        "macro_f1": fmean(2 * hits[true] / (support[true] + predicted[true]) for true in support),
     }
