@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from rich.table import Column, Table
 
 from linnet import __version__, launch, settings_table
+from linnet.annotation import commands as annotation_commands
 from linnet.errors import LinnetError, SettingsError
 from linnet.monitoring.commands import drift
 from linnet.monitoring.label_commands import feedback as give_feedback
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(rollout_commands.app, rich_help_panel="A cluster")
+app.add_typer(annotation_commands.app, rich_help_panel="Results")
 app.command(rich_help_panel="The whole pipeline")(watch)
 app.command(rich_help_panel="The whole pipeline")(trigger)
 out = Console()
@@ -555,14 +557,16 @@ def ui(
     server: Annotated[
         str, typer.Option(help="V2 endpoint: http://host:8080 or grpc://host:8081.")
     ] = "http://127.0.0.1:8080",
-    model: Model = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Its name there; default: the only one.")
+    ] = None,
     release: Annotated[
         str | None,
         typer.Option(
             "--release",
             "-r",
             help="Folder, s3://… or model@alias of the release that answers, for examples and the "
-            "model page. [default: the one that the server names, if it lies where releases go]",
+            "model page; default: the one that the server names, if it lies where releases go.",
         ),
     ] = None,
     authority: Annotated[

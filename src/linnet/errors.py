@@ -209,3 +209,19 @@ class FeedbackError(LinnetError):
 
 class TriggerError(LinnetError):
     """A trigger can't be noted, or what it should start can't be started."""
+
+
+class AnnotationError(LinnetError):
+    """Label Studio refused a request, or its project is not what was expected."""
+
+
+class AnnotationUnreachableError(AnnotationError):
+    """Label Studio did not answer as long as it was tried."""
+
+
+class AnnotationDeniedError(AnnotationError):
+    """Label Studio does not accept who asks."""
+
+
+class AnnotationAbsentError(AnnotationError):
+    """The project or picture asked for is not in Label Studio."""

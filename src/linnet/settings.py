@@ -72,7 +72,9 @@ class CsvSettings(Settings):
     )
     label_column: str = Field("label", description="column with the class name")
     vote_columns: tuple[str, ...] = Field(
-        (), description="instead of the label column: one column per annotator, majority wins"
+        (),
+        description="instead of the label column: one column per annotator, majority wins; a "
+        "pattern such as `vote *` stands for all that it matches",
     )
     split_column: str | None = Field(None, description="column with train, val or test")
     group_column: str | None = Field(None, description="pictures of one group stay in one split")

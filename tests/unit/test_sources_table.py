@@ -128,6 +128,18 @@ def test_the_majority_of_votes_decides_and_ties_have_a_problem(root: Path) -> No
     assert dict(items["1.jpg"].attributes) == {"a": "cat", "b": "cat", "c": "dog"}
 
 
+def test_a_pattern_stands_for_every_annotator_there_is(root: Path) -> None:
+    table = "file,vote 1,vote 7,note\n1.jpg,cat,cat,dog\n2.jpg,cat,dog,dog\n3.jpg,,dog,cat\n"
+    items = by_key(opened(root, table, vote_columns=["vote *"]))
+    assert {key: (i.label, i.problem) for key, i in items.items() if i.label or i.problem} == {
+        "1.jpg": ("cat", None),
+        "2.jpg": (None, "tied_votes"),
+        "3.jpg": ("dog", None),
+    }
+    with pytest.raises(SourceError, match="no column 'votes \\*'"):
+        opened(root, table, vote_columns=["votes *"])
+
+
 def test_rows_that_can_not_be_used_become_items_with_a_problem(root: Path) -> None:
     (root.parent / "secret.jpg").write_bytes(b"x")
     source = opened(

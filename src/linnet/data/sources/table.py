@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import fnmatch
 import io
 import logging
 import posixpath
@@ -87,6 +88,7 @@ def _rows(path: Path, settings: CsvSettings, known: Mapping[str, str]) -> Iterat
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        settings = _with_votes(settings, reader.fieldnames)
         _check_columns(path, reader.fieldnames, settings)
         for cells in reader:
             if None in cells:
@@ -124,6 +126,16 @@ def _delimiter(text: str, settings: CsvSettings) -> str:
         return len(set(names) & set(_wanted(settings))), len(names)
 
     return max(_DELIMITERS, key=fit)
+
+
+def _with_votes(settings: CsvSettings, columns: list[str]) -> CsvSettings:
+    """Return the settings with patterns of vote columns, `vote *`, replaced by what they match."""
+    named = {
+        column: None
+        for pattern in settings.vote_columns
+        for column in ([] if pattern in columns else fnmatch.filter(columns, pattern)) or [pattern]
+    }
+    return settings.model_copy(update={"vote_columns": tuple(named)})
 
 
 def _wanted(settings: CsvSettings) -> dict[str, str]:
