@@ -157,7 +157,7 @@ def test_a_trigger_that_comes_too_soon_waits_and_is_not_lost(
 
 
 def test_a_schedule_starts_one_run_in_each_of_its_times(cluster: Make, workspace: Path) -> None:
-    at = [1_000_000.0]
+    at = [1_000_800.0]
     starter = cluster(every_s=3600, at_least_s=0.0)
     watching = _watching(starter, workspace, now=lambda: at[0])
     assert _outcomes(watching.look()) == ["started"]
@@ -229,7 +229,7 @@ def test_a_watch_here_runs_the_pipeline_and_ends_cleanly_on_ctrl_c(
     settings: Callable[..., Path], workspace: Path, connections: Connections
 ) -> None:
     """What started the run is on the very MLflow run that trained the model."""
-    file = settings(poll_s=0.3)
+    file = settings(poll_s=0.3, overrides=["train.whole.epochs=1"])
     log = workspace.with_name("watch.log")
     with log.open("w") as stderr:
         process = subprocess.Popen(
