@@ -90,8 +90,8 @@ def test_all_messages_together_are_bounded(start: Start, release: object) -> Non
                 time.sleep(0.02)
         seen = sum((one.result() for one in floods), Counter[str]())
         assert set(seen) == {"OK", "RESOURCE_EXHAUSTED"}, seen
-        # All of them at once would be 620 MiB, and as much again once decoded. Seen are 44–64: three
-        # messages within the budget, in gRPC's buffers and in ours, and what the others may send.
+        # All of them at once would be 620 MiB, and as much again once decoded. Seen are 44–64:
+        # three messages within the budget, in gRPC's buffers and in ours, and what others may send.
         assert most - before < 120
         answer = v2.ModelInferResponse.FromString(channel.unary_unary(INFER)(GOOD, timeout=20))
     assert len(answer.outputs) == 5
