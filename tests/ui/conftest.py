@@ -124,6 +124,7 @@ def start_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPage]:
     for page in started:
         page.process.terminate()
         page.process.communicate(timeout=30)
+        assert page.process.returncode == 0
 
 
 @pytest.fixture(scope="package")

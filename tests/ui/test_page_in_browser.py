@@ -207,8 +207,10 @@ def test_the_model_page_has_the_report_the_matrix_and_the_history(page: Page) ->
     expect(page.locator(".matrix .hit")).to_have_text(["4", "4", "4"])
     expect(page.get_by_role("heading", name="When pictures are spoiled")).to_be_visible()
     history = page.locator("section", has_text="How it got here")
-    if history.get_by_text("it is being read").count():
-        page.wait_for_timeout(3000)
+    for _ in range(60):
+        if not history.get_by_text("it is being read").count():
+            break
+        page.wait_for_timeout(1000)
         page.reload()
     expect(history.locator("tbody th")).to_have_text(["v2 candidate", "v1 champion"])
     expect(history.locator("polyline")).to_have_count(2)

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -67,7 +68,7 @@ class Page:
         self._read_history = history
         self._history = History(missing="it is being read: load the page again in some seconds")
         self._history_read = -math.inf
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: threading.Thread | None = None
         self._shares = Shares(settings.answers_counted)
         self._answering = Turns(settings.pictures_at_once, waiting=settings.pictures_waiting)
         self._explaining = Turns(1, waiting=settings.explanations_waiting)
@@ -188,23 +189,27 @@ class Page:
 
     async def _recent_history(self) -> History:
         """Return the history as last read, at most a minute or so old; wait for it only shortly."""
-        idle = self._reading is None or self._reading.done()
-        if idle and time.monotonic() - self._history_read > _HISTORY_S:
-            self._reading = asyncio.create_task(self._read_again())
+        stale = time.monotonic() - self._history_read > _HISTORY_S
+        if stale and (self._reading is None or not self._reading.is_alive()):
+            self._start_reading()
         if self._reading is not None:
-            await asyncio.wait([self._reading], timeout=_WAIT_FOR_HISTORY_S)
+            await run_in_threadpool(self._reading.join, _WAIT_FOR_HISTORY_S)
         return self._history
 
-    async def _read_again(self) -> None:
-        self._history = await run_in_threadpool(self._read_history)
+    def _start_reading(self) -> None:
+        """Read the history in a thread that nobody waits for when the page ends."""
+        self._reading = threading.Thread(target=self._read_again, name="history", daemon=True)
+        self._reading.start()
+
+    def _read_again(self) -> None:
+        self._history = self._read_history()
         self._history_read = time.monotonic()
 
     @asynccontextmanager
     async def _warming(self, app: Starlette) -> AsyncIterator[None]:
         """Read the history before anybody asks: MLflow takes seconds to import."""
-        self._reading = asyncio.create_task(self._read_again())
+        self._start_reading()
         yield
-        self._reading.cancel()
 
     def _html(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         text = self._templates.get_template(template).render(

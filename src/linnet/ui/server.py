@@ -1,9 +1,11 @@
 """One page from start to end: ask the endpoint who it is, open the release, listen."""
 
 import logging
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +65,10 @@ def serve_page(
         )
         host, port = listener.getsockname()[:2]
         ready(f"http://{host}:{port}")
-        uvicorn.Server(config).run(sockets=[listener])
+        # uvicorn ends well and then raises the signal again: here that is the end, and no error.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _client(
