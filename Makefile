@@ -109,14 +109,14 @@ tools: setup ## Build helm, promtool and kustomize and install Chromium for the 
 	$(RUN) python tests/manifests/tools.py
 	$(RUN) python tests/ui/browser.py
 
-services: setup ## Install and start MinIO and PostgreSQL for the tests
-	$(RUN) python tests/services/start.py
+services: setup ## Install and start MinIO, PostgreSQL and Label Studio for the tests
+	$(RUN) python -m tests.services.start
 
 services-down: ## Stop them
-	$(RUN) python tests/services/stop.py
+	$(RUN) python -m tests.services.stop
 
 bench: setup ## Measure the speed claims; each prints ratios of one run
-	for benchmark in ingest training search evaluation pipeline; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
+	for benchmark in ingest training search evaluation pipeline batch; do $(RUN) python -m benchmarks.$$benchmark || exit 1; done
 
 bench-serving: setup ## Measure the server against the limit and five others, 25 min (ARGS=--prepare, --quick)
 	$(RUN) python -m benchmarks.serving $(ARGS)

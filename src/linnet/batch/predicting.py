@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -22,7 +22,7 @@ from linnet.batch.parts import Answered, LeftOut, Parts, Record
 from linnet.batch.settings import BatchSettings, Shard
 from linnet.batch.summary import BatchSummary, Output
 from linnet.data.preprocessing import Preprocessing, prepare
-from linnet.data.sources import Item, Pile, open_pile
+from linnet.data.sources import Item, open_pile
 from linnet.data.workers import Workers, threads
 from linnet.errors import PictureError, StoreAbsentError
 from linnet.inference.answers import Rule
@@ -88,13 +88,15 @@ def batch(
         opened = open_release(release, scratch=Path(temporary), connections=connections)
         pile = open_pile(source, Path(temporary) / "source", connections=connections)
         answers = Output.open(output, opened, source, settings, shard, connections)
-        items = [item for item in pile.items if shard.has(item.key)]
+        read, items = pile.read, [item for item in pile.items if shard.has(item.key)]
+        # A source may have millions of pictures: those of other shards are not kept in memory.
+        del pile
         parts = _parts(items, settings.part_pictures, Path(temporary))
         todo = [part for part in parts if _to_do(part, answers.parts.done(part.number))]
         if len(todo) < len(parts):
             log.info("%d of %d parts are done already", len(parts) - len(todo), len(parts))
         if todo:
-            _answer_all(Model(opened, pile, settings), answers.parts, todo, settings)
+            _answer_all(Model(opened, read, settings), answers.parts, todo, settings)
         summary = answers.finish(len(parts), Path(temporary), time.monotonic() - started)
     log.info("%s", summary.headline())
     summary.require_answers()
@@ -104,11 +106,13 @@ def batch(
 class Model:
     """A release that answers loaded pictures. Safe to call from several threads."""
 
-    def __init__(self, release: Release, pile: Pile, settings: BatchSettings) -> None:
+    def __init__(
+        self, release: Release, read: Callable[[Path], bytes], settings: BatchSettings
+    ) -> None:
         digest = release.manifest["files"][release.graph_path.name]["sha256"]
         self.threads = settings.threads or available_cpus()
         self.classes = tuple(release.manifest["classes"])
-        self._read = pile.read
+        self._read = read
         self._rule = Rule.of(release.manifest)
         self._spec = Preprocessing.from_json(release.manifest["preprocessing"])
         self._session = Session(release.graph_path, sha256=digest, threads=1)

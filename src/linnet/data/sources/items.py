@@ -13,7 +13,7 @@ from linnet.settings import Split
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One picture, or what should have been one.
 
@@ -48,7 +48,7 @@ class Source:
         return tuple(sorted({i.label for i in self.items if i.label and not i.problem}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file below a folder, before anything is known about its label.
 
