@@ -25,8 +25,8 @@ MODEL = "model.onnx"
 FP32_MODEL = "model.fp32.onnx"
 INPUT = "pictures"
 OUTPUT = "probabilities"
-# Microseconds that a session's idle threads look for work before they sleep. With 0, two threads
-# gain nothing: each step of a graph has to wake the other. By default they eat others' CPU.
+# Microseconds that a session's idle threads look for work before they sleep. With 0, each step of
+# a graph has to wake them; by default they eat the CPU that others need.
 _SPIN_US = "50"
 _AGAIN = "export the checkpoint again, or copy the folder whole"
 
