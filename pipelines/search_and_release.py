@@ -22,7 +22,7 @@ def search_and_release(
     ingest_settings: dict = SEARCH_DEFAULTS["ingest"],
     train_settings: dict = SEARCH_DEFAULTS["train"],
     search_settings: dict = SEARCH_DEFAULTS["search"],
-    search_workers: list = [1],  # noqa: B006
+    search_workers: list[int] = [1],  # noqa: B006
     export_settings: dict = SEARCH_DEFAULTS["export"],
     evaluate_settings: dict = SEARCH_DEFAULTS["evaluate"],
     gate_settings: dict = SEARCH_DEFAULTS["gate"],

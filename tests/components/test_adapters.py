@@ -145,8 +145,9 @@ def test_conclude_of_a_model_without_releases_leaves_mlflow_alone(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_conclude_takes_a_branch_that_is_still_to_come_for_no_failure(tmp_path: Path) -> None:
-    status = dsl.PipelineTaskFinalStatus("RUNNING", "run-1", "run", None, None)
+@pytest.mark.parametrize("state", ["COMPLETE", "RUNNING"])
+def test_conclude_takes_kubeflow_s_words_for_no_failure(tmp_path: Path, state: str) -> None:
+    status = dsl.PipelineTaskFinalStatus(state, "run-1", "run", None, None)
     assert conclude.python_func(status, "new", str(tmp_path)).endswith("ended as SUCCEEDED")
 
 

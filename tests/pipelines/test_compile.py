@@ -72,6 +72,10 @@ def test_a_search_is_shared_by_workers_before_training(tmp_path: Path) -> None:
     tasks = searching.tasks()
     loop = next(task for name, task in tasks.items() if name.startswith("for-loop"))
     assert loop["parameterIterator"]["items"]["inputParameter"].endswith("search_workers")
+    # Kubeflow hands a worker's number on as text unless the loop says what it is.
+    looped = searching.ir["components"][loop["componentRef"]["name"]]["inputDefinitions"]
+    item = looped["parameters"][loop["parameterIterator"]["itemInput"]]
+    assert item["parameterType"] == "NUMBER_INTEGER"
     assert "choose" in tasks["train"]["dependentTasks"]
     assert not any(tasks[name].get("cachingOptions", {}) for name in ("search", "choose"))
     for step in ("search", "choose"):

@@ -1,3 +1,4 @@
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from linnet.errors import (
     RolloutError,
 )
 from linnet.rollout.cluster import Cluster
-from linnet.rollout.rollout import Rollouts
+from linnet.rollout.journal import Entry
+from linnet.rollout.rollout import Rollouts, log_entry
 from linnet.stores.registry import Registry
 from tests.rollout.bucket import Bucket
 from tests.rollout.conftest import MODEL, URI
@@ -463,3 +465,12 @@ def test_another_release_is_refused_while_a_rollout_is_unfinished(
     cut_off(kube, rollouts, connect)
     with pytest.raises(RolloutError, match=r"a rollout of v2 is under way at \d+ %"):
         rollouts(cluster=connect(token="second")).start("v3")
+
+
+def test_what_a_rollout_did_is_in_the_log_of_its_pod_and_each_look_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        log_entry(Entry("10:00", 10, "hold", "12 of 200 requests", ()))
+        log_entry(Entry("10:01", 10, "advance", "as good as the champion", ()))
+    assert caplog.messages == ["10 %, advance: as good as the champion"]

@@ -58,6 +58,12 @@ LEASE_S = 15.0
 _REPLAYED = TypeAdapter(Replayed | None)
 
 
+def log_entry(entry: Entry) -> None:
+    """Log what a rollout did, for who reads a pod's log; the cluster's record keeps all of it."""
+    level = logging.DEBUG if entry.verdict == "hold" else logging.INFO
+    logger.log(level, "%d %%, %s: %s", entry.weight, entry.verdict, entry.reason)
+
+
 @dataclass(frozen=True)
 class Status:
     """What the cluster shows of a model, and its present or last rollout."""
@@ -117,7 +123,7 @@ class Rollouts:
         connections: Connections,
         kubeconfig: str | None = None,
         context: str | None = None,
-        watch: Watch = lambda entry: None,
+        watch: Watch = log_entry,
     ) -> Self:
         """Return the rollouts of a model on the cluster of a kubeconfig, or of this pod."""
         cluster = Cluster.connect(

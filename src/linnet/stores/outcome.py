@@ -11,9 +11,9 @@ from linnet.stores.tracking import Tracker, open_client
 logger = logging.getLogger(__name__)
 
 _TAG_CHARACTERS = 500
-# What Kubeflow 2.17 tells the last step of a run in which no step failed: SUCCEEDED, or RUNNING
-# where a branch was not taken, as it counts that branch as still to come.
-_NO_STEP_FAILED = ("SUCCEEDED", "RUNNING")
+# What Kubeflow 2.17 tells the last step of a run in which no step failed: COMPLETE, its metadata
+# store's word, or RUNNING where a branch was not taken, as it counts that branch as still to come.
+_NO_STEP_FAILED = ("SUCCEEDED", "COMPLETE", "RUNNING")
 
 
 def record_outcome(
