@@ -1,4 +1,4 @@
-"""A bucket and a database for each test, on a real MinIO and a real PostgreSQL."""
+"""A bucket and a database for each test, on real services; and where Label Studio is."""
 
 import os
 import secrets
@@ -82,6 +82,12 @@ def postgres(_postgres_template: tuple[str, str]) -> Iterator[str]:
 def empty_postgres() -> Iterator[str]:
     """Yield the URI of a new database without any table."""
     yield from _database(_postgres_server(), "")
+
+
+@pytest.fixture(scope="session")
+def label_studio() -> dict[str, Any]:
+    """Return where a real Label Studio is: its `address`, and its first user's `token`."""
+    return _service("label_studio")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""Install and start a MinIO and a PostgreSQL of our own on 127.0.0.1, for the tests.
+"""Install and start a MinIO, a PostgreSQL and a Label Studio on 127.0.0.1, for the tests.
 
-    python tests/services/start.py
+    python -m tests.services.start
 
 What runs already stays as it is. Where they are goes to build/services/services.json; what can't
 be had goes there with its reason, and the tests skip with it. With LINNET_REQUIRE_SERVICES=1 that
@@ -24,6 +24,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.services.label_studio import running_label_studio
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "services"
 RECORD = FOLDER / "services.json"
@@ -42,6 +44,7 @@ def main() -> int:
     record = {
         "minio": _running_minio(known.get("minio", {})),
         "postgres": _running_postgres(known.get("postgres", {})),
+        "label_studio": running_label_studio(FOLDER, known.get("label_studio", {}), free_port()),
     }
     RECORD.write_text(json.dumps(record, indent=1), encoding="utf-8")
     missing = 0

@@ -1,6 +1,6 @@
-"""Stop the MinIO and PostgreSQL that start.py started.
+"""Stop the MinIO, the PostgreSQL and the Label Studio that start.py started.
 
-python tests/services/stop.py
+python -m tests.services.stop
 """
 
 import os
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from start import RECORD, read_record, run_postgres
+from tests.services.label_studio import is_label_studio
+from tests.services.start import RECORD, read_record, run_postgres
 
 
 def main() -> int:
@@ -18,6 +19,9 @@ def main() -> int:
     if (pid := record.get("minio", {}).get("pid")) and _is_minio(pid):
         os.kill(pid, signal.SIGTERM)
         sys.stdout.write("minio: stopped\n")
+    if (pid := record.get("label_studio", {}).get("pid")) and is_label_studio(pid):
+        os.kill(pid, signal.SIGTERM)
+        sys.stdout.write("label studio: stopped\n")
     if data := record.get("postgres", {}).get("data"):
         try:
             run_postgres("pg_ctl", "stop", "-m", "fast", "-D", data)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from linnet.annotation.label_studio import LabelStudio
 from linnet.annotation.labelling import Labelling
-from linnet.client import Answer, Client
+from linnet.client import Client
 from linnet.errors import (
     AnnotationAbsentError,
     AnnotationError,
@@ -26,6 +26,7 @@ from linnet.errors import (
     ServeError,
     ServerError,
 )
+from linnet.ui.asking import Said, open_model
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,15 @@ class Backend:
     """Pre-labels the pictures of one Label Studio by the model that a client asks.
 
     Pictures are fetched from that Label Studio alone, whatever a request names.
+
+    Raises:
+        ServerError: or a subclass: the model can't be asked, or takes no pictures.
     """
 
     def __init__(self, client: Client, studio: LabelStudio) -> None:
         self._client = client
         self._studio = studio
+        self._model = open_model(client)
 
     def app(self) -> Starlette:
         """Return the application."""
@@ -63,13 +68,12 @@ class Backend:
     async def setup(self, request: Request) -> Response:
         """Check that a project asks for the model's classes, and say which release answers."""
         body = await _json(request)
-        properties = (await run_in_threadpool(self._client.describe)).properties
-        release = str(properties.get("release", self._client.model))
+        model = await run_in_threadpool(open_model, self._client)
         if body.get("schema"):
             project = str(body.get("project", "of the request"))
-            classes = str(properties.get("classes", "")).split(",")
-            Labelling.parse(str(body["schema"]), project).require(classes, project, release)
-        return JSONResponse({"model_version": release})
+            found = Labelling.parse(str(body["schema"]), project)
+            found.require(model.classes, project, model.release)
+        return JSONResponse({"model_version": model.release})
 
     async def predict(self, request: Request) -> Response:
         """Answer tasks, in order; a picture that can't be had or used has no answer."""
@@ -87,18 +91,15 @@ class Backend:
         known = set(labelling.classes)
         return JSONResponse({"results": [_prediction(one, labelling, known) for one in results]})
 
-    def _answer(self, address: str) -> Answer | None:
+    def _answer(self, address: str) -> Said | None:
         try:
-            (answer,) = self._client.predict([self._studio.picture(address)])
+            return self._model.answer(self._studio.picture(address))
         except (AnnotationAbsentError, RequestRefusedError) as error:
             log.warning("a task gets no answer: %s", error)
             return None
-        return answer
 
 
-def _prediction(
-    answer: Answer | None, labelling: Labelling, known: set[str]
-) -> list[dict[str, Any]]:
+def _prediction(answer: Said | None, labelling: Labelling, known: set[str]) -> list[dict[str, Any]]:
     if answer is None or answer.label not in known:
         return []
     return [labelling.prediction(answer.label, answer.score, answer.release)]
@@ -116,7 +117,9 @@ def serve_backend(
 
     Raises:
         ServeError: the port can't be had.
+        ServerError: or a subclass: the model can't be asked, or takes no pictures.
     """
+    backend = Backend(client, studio)
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
@@ -124,7 +127,7 @@ def serve_backend(
             f"can't listen on {host}:{port} ({error}): choose another --port or --host"
         ) from error
     config = uvicorn.Config(
-        Backend(client, studio).app(),
+        backend.app(),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -143,13 +143,18 @@ class LabelStudio:
         Raises:
             AnnotationAbsentError: it is not there, or not on this Label Studio.
         """
+        if not address:
+            raise AnnotationAbsentError("the task names no picture")
         url = urljoin(f"{self.address}/", address)
         if urlsplit(url)[:2] != urlsplit(self.address)[:2]:
             raise AnnotationAbsentError(f"{address} is not on {self.address}: it is not fetched")
         path = url.removeprefix(f"{urlsplit(self.address).scheme}://").partition("/")[2]
         status, content = self._send("GET", f"/{path}", base=_origin(self.address))
-        if status != 200:
+        # It fails with 500 where it has forgotten the file.
+        if status in (404, 500):
             raise AnnotationAbsentError(f"{url} answers HTTP {status}: the picture is gone")
+        if status != 200:
+            raise AnnotationError(f"{url} answers HTTP {status}: try again later")
         return content
 
     def connect_backend(self, project: int, url: str, title: str) -> bool:
