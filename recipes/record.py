@@ -172,11 +172,15 @@ def recorded(
     """Return the record of a finished run."""
     report, predictions = Report.load(folder / "gated"), load_predictions(folder / "gated")
     model = json.loads((folder / "checkpoint" / "model.json").read_text(encoding="utf-8"))
+    found = folder / "found" / "search.json"
     history = _rows(folder / "checkpoint" / "history.csv")
-    # A training that was resumed took longer than this process knows.
+    # A training or search that was resumed took longer than this process knows.
     learnt = sum(float(row["seconds"]) for row in history)
     seconds = {**seconds, "train": round(max(learnt, seconds["train"]), 1)}
-    found = folder / "found" / "search.json"
+    searched = _searched(found) if found.exists() else None
+    if searched is not None:
+        tried = sum(trial["seconds"] or 0.0 for trial in searched["trials"])
+        seconds["search"] = round(max(tried, seconds["search"]), 1)
     trained = {**model["settings"], "weights": Path(model["settings"]["weights"]).name}
     positive = settings.evaluate.decision.positive or settings.train.positive
     two = len(report.classes) == 2
@@ -198,7 +202,7 @@ def recorded(
         positive=_positive(report, predictions, looked_for) if two else None,
         fitted=_fitted(report),
         thresholds=at_thresholds(predictions, looked_for) if two else [],
-        search=_searched(found) if found.exists() else None,
+        search=searched,
         seconds=seconds,
         busy=round(busy, 1),
         revision=code_revision(),
