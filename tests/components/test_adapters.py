@@ -145,10 +145,14 @@ def test_conclude_of_a_model_without_releases_leaves_mlflow_alone(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("state", ["COMPLETE", "RUNNING"])
-def test_conclude_takes_kubeflow_s_words_for_no_failure(tmp_path: Path, state: str) -> None:
-    status = dsl.PipelineTaskFinalStatus(state, "run-1", "run", None, None)
-    assert conclude.python_func(status, "new", str(tmp_path)).endswith("ended as SUCCEEDED")
+@pytest.mark.parametrize(
+    ("told", "meant"), [("COMPLETE", "SUCCEEDED"), ("RUNNING", "NO_STEP_FAILED")]
+)
+def test_conclude_promises_no_more_than_kubeflow_told(
+    tmp_path: Path, told: str, meant: str
+) -> None:
+    status = dsl.PipelineTaskFinalStatus(told, "run-1", "run", None, None)
+    assert conclude.python_func(status, "new", str(tmp_path)).endswith(f"ended as {meant}")
 
 
 def test_conclude_ends_well_where_mlflow_is_out_of_reach(

@@ -11,9 +11,9 @@ from linnet.stores.tracking import Tracker, open_client
 logger = logging.getLogger(__name__)
 
 _TAG_CHARACTERS = 500
-# What Kubeflow 2.17 tells the last step of a run in which no step failed: COMPLETE, its metadata
-# store's word, or RUNNING where a branch was not taken, as it counts that branch as still to come.
-_NO_STEP_FAILED = ("SUCCEEDED", "COMPLETE", "RUNNING")
+# Of what Kubeflow 2.17 tells the last step: COMPLETE is its metadata store's word; RUNNING comes where
+# a branch was not taken, and also where a step could not begin, so it promises no more than this.
+_STATES = {"COMPLETE": "SUCCEEDED", "RUNNING": "NO_STEP_FAILED"}
 
 
 def record_outcome(
@@ -25,9 +25,10 @@ def record_outcome(
     registered model, if there is one, and to the MLflow run that was joined, if one was. MLflow
     out of reach is a warning: how the run ended stays as it is.
     """
-    state = "SUCCEEDED" if state in _NO_STEP_FAILED else state
+    state = _STATES.get(state, state)
     sentence = f"{model}: run {run} ended as {state}" + (f": {error}" if error else "")
-    logger.log(logging.INFO if state == "SUCCEEDED" else logging.ERROR, "%s", sentence)
+    ended_well = state in ("SUCCEEDED", *_STATES.values())
+    logger.log(logging.INFO if ended_well else logging.ERROR, "%s", sentence)
     tags = {
         "last_run": run,
         "last_run_state": state,
