@@ -23,7 +23,7 @@ def _fault() -> str:
 def _spoil(fault: str) -> None:
     from linnet.inference import answers, rest
 
-    infer, answer = rest.Rest._infer, answers.Judge.answer
+    infer, answer = rest.Rest._infer, answers.Rule.answer
 
     async def failing(self: Any, *arguments: Any) -> Any:
         if random.random() < 0.5:
@@ -42,7 +42,7 @@ def _spoil(fault: str) -> None:
     elif fault == "slow":
         rest.Rest._infer = late  # type: ignore[method-assign]
     elif fault == "wrong":
-        answers.Judge.answer = wrong  # type: ignore[method-assign]
+        answers.Rule.answer = wrong  # type: ignore[method-assign]
 
 
 _FAULT = _fault()
