@@ -3,11 +3,15 @@
 import json
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import urllib3
+
+from linnet.inference.protocol import open_inference_pb2 as pb
 
 FAULT = "went wrong here"
 
@@ -82,3 +86,37 @@ class Load:
                 self.failed[status] += 1
             else:
                 self.lost.append(f"{time.strftime('%X')} {status} {data[:120]!r}")
+
+
+class GrpcLoad(Load):
+    """The same by V2 over gRPC: several clients, each on its own channel, that never try again."""
+
+    def __init__(
+        self, url: str, host: str, model: str, picture: bytes, *, clients: int = 2
+    ) -> None:
+        super().__init__(url, host, model, picture, clients=clients)
+        self._target = urllib.parse.urlsplit(url).netloc
+        self._options = [
+            ("grpc.default_authority", host),
+            ("grpc.enable_retries", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._request = pb.ModelInferRequest(model_name=model)
+        self._request.inputs.add(name="encoded", datatype="BYTES", shape=[1])
+        self._request.raw_input_contents.append(len(picture).to_bytes(4, "little") + picture)
+
+    def _send(self) -> None:
+        with grpc.insecure_channel(self._target, options=self._options) as channel:
+            infer = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelInferResponse.FromString,
+            )
+            while not self._stop.is_set():
+                try:
+                    answer = infer(self._request, timeout=30)
+                    with self._lock:
+                        self.answered[f"{answer.model_name}/{answer.model_version}"] += 1
+                except grpc.RpcError as error:
+                    with self._lock:
+                        self.lost.append(f"{time.strftime('%X')} {error.code()} {error.details()}")
