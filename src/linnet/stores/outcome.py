@@ -11,8 +11,8 @@ from linnet.stores.tracking import Tracker, open_client
 logger = logging.getLogger(__name__)
 
 _TAG_CHARACTERS = 500
-# Of what Kubeflow 2.17 tells the last step: COMPLETE is its metadata store's word; RUNNING comes where
-# a branch was not taken, and also where a step could not begin, so it promises no more than this.
+# Of what Kubeflow 2.17 tells the last step, COMPLETE is its metadata store's word; RUNNING comes
+# where a branch was not taken, and where a step could not begin, so it promises no more than this.
 _STATES = {"COMPLETE": "SUCCEEDED", "RUNNING": "NO_STEP_FAILED"}
 
 
