@@ -113,12 +113,12 @@ def _task(
     data = {
         labelling.picture: address,
         "key": answer.key,
-        "sha256": candidate.sha256,
         "answer": answer.label,
         "score": round(answer.score, _DIGITS),
         "margin": round(answer.margin, _DIGITS),
         "entropy": round(answer.entropy, _DIGITS),
         "release": answer.release,
+        "sha256": candidate.sha256,
     }
     prediction = labelling.prediction(answer.label, round(answer.score, _DIGITS), answer.release)
     return {"data": data, "predictions": [prediction]}
