@@ -90,6 +90,12 @@ def test_status_of_a_model_without_a_rollout_says_how_to_begin_one(kube: Kube, r
     assert "linnet rollout start flowers" in result.output
 
 
+def test_status_of_a_rollout_by_a_route_asks_for_its_traffic(kube: Kube, run: Run) -> None:
+    assert run("start", MODEL, "v1", "--set", "traffic=route").exit_code == 0
+    assert "--set traffic=route" in run("status", MODEL).output
+    assert "not served" not in run("status", MODEL, "--set", "traffic=route").output
+
+
 def test_a_setting_that_does_not_exist_is_refused_with_the_nearest(kube: Kube, run: Run) -> None:
     result = run("start", MODEL, "--set", "stepz=[50, 100]")
     assert "did you mean 'steps'" in str(result.exception)

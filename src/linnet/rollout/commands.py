@@ -241,6 +241,8 @@ def _show_status(found: "Status") -> None:
     if record is None:
         err.print(f"no rollout yet: `linnet rollout start {found.model}` begins one")
         return
+    if shown.champion is None:
+        err.print("was its rollout by the other `traffic`? Then `--set traffic=route`, or canary")
     out.print(_log(record))
     if record.reason:
         out.print(record.reason, markup=False, highlight=False)

@@ -128,7 +128,8 @@ def require_candidate(release: Release, shown: Shown, model: str) -> None:
     if shown.candidate is not None:
         raise RolloutError(
             f"{shown.candidate.version} is already beside the champion of {model} with "
-            f"{shown.weight} % of the traffic: `linnet rollout abort {model}` takes it away"
+            f"{shown.weight} % of the traffic: `linnet rollout abort {model} --reason …` takes it "
+            "away"
         )
     champion = shown.champion
     if champion is not None and release.version == champion.version:

@@ -320,7 +320,7 @@ class Rollouts:
             raise RolloutError(
                 f"a rollout of {record.candidate} is under way at {record.weight} % "
                 f"({record.phase}): `linnet rollout start {self._model}` goes on with it, "
-                f"`linnet rollout abort {self._model}` ends it"
+                f"`linnet rollout abort {self._model} --reason …` ends it"
             )
 
     def _carry_out(self, record: Record) -> Record:
@@ -404,7 +404,7 @@ class Rollouts:
         if judgement.overdue:
             raise RolloutError(
                 f"{record.candidate} stays at {weight} %: {judgement.reason}. `linnet rollout "
-                f"promote {self._model}` or `linnet rollout abort {self._model}` ends it"
+                f"promote {self._model}` or `linnet rollout abort {self._model} --reason …` ends it"
             )
         self._pause(self._settings.analysis.poll_s)
         return record
