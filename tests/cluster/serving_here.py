@@ -13,7 +13,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from linnet.rollout.cluster import CONFIG_MAPS, HTTP_ROUTES, INFERENCE_SERVICES, Cluster, Kind
+from linnet.rollout.cluster import (
+    CONFIG_MAPS,
+    HTTP_ROUTES,
+    INFERENCE_SERVICES,
+    LEASES,
+    Cluster,
+    Kind,
+)
 from linnet.stores.connections import Connections
 from linnet.stores.objects import open_store
 from manifests.install.kubectl import Kubectl
@@ -144,7 +151,8 @@ class Model:
         self.cluster.delete(HTTP_ROUTES, self.name, namespace=NAMESPACE)
         for version in ("v1", "v2"):
             self.cluster.delete(INFERENCE_SERVICES, f"{self.name}-{version}", namespace=NAMESPACE)
-        self.cluster.delete(CONFIG_MAPS, f"linnet-rollout-{self.name}", namespace=NAMESPACE)
+        for kind in (CONFIG_MAPS, LEASES):
+            self.cluster.delete(kind, f"linnet-rollout-{self.name}", namespace=NAMESPACE)
 
     def _service(self, version: str, replicas: int) -> dict[str, Any]:
         return {
