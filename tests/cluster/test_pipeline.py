@@ -55,9 +55,9 @@ def tag(kubectl: Kubectl) -> str:
     revision = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     tag = os.environ.get("LINNET_IMAGE_TAG", revision.stdout.strip())
     nodes = json.loads(kubectl.run("get", "nodes", "-o", "json"))["items"]
-    # A node that has just started has told of none yet.
+    # A node that has just started has told of none yet, and what lost its name has none.
     images = [one for node in nodes for one in node["status"].get("images") or ()]
-    there = {name for one in images for name in one["names"]}
+    there = {name for one in images for name in one["names"] or ()}
     for image in (f"linnet/cpu:{tag}", f"linnet/gpu:{tag}"):
         if not any(name.endswith(image) for name in there):
             pytest.skip(f"needs the image {image} on a node: make images kind-load")
