@@ -25,7 +25,11 @@ SEARCH_KEYS = ("LINNET_SEARCH_STORAGE",)
 SIGNING = "linnet-signing"
 SIGNING_KEYS = ("LINNET_SIGNING_KEY", "LINNET_SIGNING_PASSWORD")
 CREDENTIAL_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-NEEDED_CONNECTIONS = ("MLFLOW_TRACKING_URI", "LINNET_RELEASE_ROOT")
+# Kubeflow's MLflow plugin sets MLFLOW_TRACKING_URI itself, and a pod that has it twice is refused.
+NEEDED_CONNECTIONS = {
+    "MLFLOW_TRACKING_URI": "LINNET_TRACKING_URI",
+    "LINNET_RELEASE_ROOT": "LINNET_RELEASE_ROOT",
+}
 OPTIONAL_CONNECTIONS = ("AWS_ENDPOINT_URL", "AWS_REGION", "LINNET_TRUSTED_KEY")
 
 GPU = "nvidia.com/gpu"
@@ -101,7 +105,7 @@ def _connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
     Kubeflow itself drops capabilities, forbids privilege escalation and sets the seccomp profile.
     """
     kubernetes.use_secret_as_env(task, CREDENTIALS, _same(CREDENTIAL_KEYS), optional=True)
-    kubernetes.use_config_map_as_env(task, CONNECTIONS, _same(NEEDED_CONNECTIONS))
+    kubernetes.use_config_map_as_env(task, CONNECTIONS, NEEDED_CONNECTIONS)
     kubernetes.use_config_map_as_env(task, CONNECTIONS, _same(OPTIONAL_CONNECTIONS), optional=True)
     kubernetes.set_security_context(task, run_as_non_root=True)
     return kubernetes.set_image_pull_policy(task, "IfNotPresent")

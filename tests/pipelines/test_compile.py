@@ -183,8 +183,9 @@ def test_credentials_come_from_the_secret_and_addresses_from_the_config_map(
             "AWS_SECRET_ACCESS_KEY",
         }
         assert {needed["configMapName"], of_s3["configMapName"]} == {"linnet-connections"}
+        # Kubeflow's MLflow plugin sets MLFLOW_TRACKING_URI: a pod with both would be refused.
         assert {pair["envVar"] for pair in needed["keyToEnv"]} == {
-            "MLFLOW_TRACKING_URI",
+            "LINNET_TRACKING_URI",
             "LINNET_RELEASE_ROOT",
         }
         assert (needed["optional"], of_s3["optional"], secret["optional"]) == (False, True, True)

@@ -84,3 +84,10 @@ def test_mlflow_is_told_where_s3_is_and_to_give_up_soon_and_to_count_nothing() -
     assert int(variables["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 3
     assert variables["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert "AWS_SESSION_TOKEN" not in variables
+
+
+def test_kubeflow_s_own_address_of_mlflow_comes_before_the_platform_s(tmp_path: Path) -> None:
+    platform = {"LINNET_TRACKING_URI": "http://platform:5000"}
+    assert Connections.from_environment(tmp_path, platform).tracking_uri == "http://platform:5000"
+    plugin = platform | {"MLFLOW_TRACKING_URI": "http://plugin:5000"}
+    assert Connections.from_environment(tmp_path, plugin).tracking_uri == "http://plugin:5000"

@@ -63,12 +63,16 @@ class Connections:
     def from_environment(cls, workspace: Path, environ: Mapping[str, str] | None = None) -> Self:
         """Read the standard variables of MLflow and AWS, and LINNET_RELEASE_ROOT, at entry points.
 
-        Without MLFLOW_TRACKING_URI, runs go to SQLite and a folder in the workspace. With an MLflow
+        LINNET_TRACKING_URI stands in for MLFLOW_TRACKING_URI where Kubeflow may set that itself.
+        Without either, runs go to SQLite and a folder in the workspace. With an MLflow
         server, the server places the artifacts unless MLFLOW_DEFAULT_ARTIFACT_ROOT is set.
         """
         env = {k: v for k, v in (os.environ if environ is None else environ).items() if v}
         workspace = workspace.absolute()
-        tracking_uri = env.get("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+        tracking_uri = env.get(
+            "MLFLOW_TRACKING_URI",
+            env.get("LINNET_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}"),
+        )
         by_server = tracking_uri.startswith(("http://", "https://"))
         return cls(
             tracking_uri=tracking_uri,
