@@ -379,3 +379,15 @@ def test_pods_that_are_not_ready_need_not_be_known_to_prometheus(
     found = prometheus.evidence(Pod("new", "v2", False, 0)).snapshot()
     assert found.counted == {}
     assert found.taken_s == NOW_S
+
+
+def test_true_labels_that_came_back_are_counted_in_the_window_alone() -> None:
+    server = Server("v2")
+    told = server.metrics.feedback.labels
+    told("birds", "any/v2", "false").inc(5)
+    evidence = PodEvidence("birds", pods=lambda: [ready("p", "v2")], scrape=lambda _: server.text())
+    window = Window.open(evidence.snapshot(), champion="v1", candidate="v2")
+    told("birds", "any/v2", "true").inc(3)
+    told("birds", "any/v2", "false").inc()
+    later = Window.from_json(window.to_json()).extended(evidence.snapshot()).candidate
+    assert (later.told, later.wrong) == (4, 1)

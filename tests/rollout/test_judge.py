@@ -72,7 +72,7 @@ def test_a_bad_candidate_is_aborted_with_the_numbers_in_words() -> None:
         "errors: 22 of 210 (10.48%) at the candidate, 3 of 1,890 (0.16%) at the champion: worse, "
         "e-value "
     )
-    assert judgement.reason.endswith(" of 3,500")
+    assert judgement.reason.endswith(" of 4,000")
 
 
 def test_what_aborts_does_so_before_the_time_and_the_requests_are_there() -> None:
@@ -261,12 +261,13 @@ def test_the_time_being_over_stops_no_candidate_that_may_advance() -> None:
 
 
 def test_the_chance_of_a_false_abort_is_shared_by_all_checks_of_all_windows() -> None:
-    weighed = {"errors", "refused", "p50", "p99", "classes", "confidence", "accuracy"}
+    weighed = {"errors", "refused", "p50", "p99", "classes", "confidence"}
+    weighed |= {"feedback", "accuracy"}
     replayed = Replayed(10, 10, 10, both_right=10)
     names = {each.name for each in judge(10, seen(side(), replayed=replayed), SETTINGS).checks}
     assert names - weighed == {"time", "pods", "restarts", "traffic"}
     assert needed_evidence(SETTINGS) == len(weighed) * 5 / SETTINGS.analysis.false_abort
-    assert needed_evidence(RolloutSettings(dark=False, steps=(100,))) == 700
+    assert needed_evidence(RolloutSettings(dark=False, steps=(100,))) == 800
 
 
 def test_what_only_looks_slower_than_at_another_time_does_not_hold_at_100_percent() -> None:
@@ -310,3 +311,16 @@ def test_simulated_bad_candidates_are_all_stopped_within_few_requests(
     ended = run(case, 15)
     assert {one.verdict for one in ended} == {"abort"}
     assert max(one.requests for one in ended) <= requests
+
+
+def test_wrong_answers_by_the_labels_that_come_back_abort_and_few_labels_hold() -> None:
+    champion = side(told=400, wrong=20)
+    bad = check(decided(50, seen(side(told=400, wrong=120), champion)), "feedback")
+    assert bad.verdict == "abort"
+    assert "120 of 400 (30.00%) at the candidate, 20 of 400 (5.00%) at the champion" in bad.words
+    few = check(decided(50, seen(side(told=10, wrong=2), champion)), "feedback")
+    assert (few.verdict, "looks worse" in few.words) == ("hold", True)
+    good = check(decided(50, seen(side(told=400, wrong=25), champion)), "feedback")
+    assert good.verdict == "advance"
+    without = check(decided(50, seen(side(told=400, wrong=400), side())), "feedback")
+    assert without.verdict == "advance"

@@ -23,6 +23,7 @@ REQUESTS: Final = "linnet_requests_total"
 SECONDS: Final = "linnet_request_seconds_bucket"
 LABELS: Final = "linnet_predictions_total"
 CONFIDENCE: Final = "linnet_confidence_bucket"
+FEEDBACK: Final = "linnet_feedback_total"
 READY: Final = "linnet_model_ready"
 STARTED: Final = "process_start_time_seconds"
 
@@ -253,6 +254,8 @@ def _sum(one: Answered, other: Answered, sign: int) -> Answered:
         seconds=Histogram(_counts(one.seconds.at_most, other.seconds.at_most, sign)),
         labels=_counts(one.labels, other.labels, sign),
         confidence=Histogram(_counts(one.confidence.at_most, other.confidence.at_most, sign)),
+        told=one.told + sign * other.told,
+        wrong=one.wrong + sign * other.wrong,
     )
 
 
@@ -272,6 +275,7 @@ def _counted(pod: Pod, samples: Sequence[Sample], model: str) -> Counted:
             "and whether Prometheus, where it is asked, reads this pod"
         )
     started = [each.value for each in samples if each.name == STARTED]
+    told = _by(mine, FEEDBACK, "right")
     return Counted(
         max(started, default=0.0),
         Answered(
@@ -281,6 +285,8 @@ def _counted(pod: Pod, samples: Sequence[Sample], model: str) -> Counted:
             seconds=_histogram(mine, SECONDS),
             labels=_by(mine, LABELS, "label"),
             confidence=_histogram(mine, CONFIDENCE),
+            told=sum(told.values()),
+            wrong=told.get("false", 0),
         ),
     )
 

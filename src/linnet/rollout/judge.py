@@ -19,8 +19,8 @@ from linnet.rollout.settings import AnalysisSettings, RolloutSettings
 
 Verdict = Literal["advance", "hold", "abort", "done"]
 
-# errors, refused, p50, p99, classes, confidence, and accuracy or agreement
-_WEIGHED: Final = 7
+# errors, refused, p50, p99, classes, confidence, feedback, and accuracy or agreement
+_WEIGHED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def _of_traffic(weight: int, seen: Seen, analysis: AnalysisSettings, needed: flo
         _latency("p99", 0.99, analysis.p99_factor, seen, analysis.latency_floor_s, needed),
         _classes(seen, analysis.max_class_shift, needed),
         _confidence(seen, analysis.max_confidence_shift, needed),
+        _feedback(seen, analysis.max_accuracy_loss, needed),
     ]
     if weight == 100:
         beside = [_of_another_time(check) for check in beside]
@@ -274,6 +275,22 @@ def _confidence(seen: Seen, margin: float, needed: float) -> Check:
         looks=bool(share[most] - other[most] > margin),
         words=f"at most {bound:g} in {_count(candidate.at_most[bound], total)} predictions at the "
         f"candidate, {_count(champion.at_most[bound], other_total)} at the champion",
+    )
+
+
+def _feedback(seen: Seen, margin: float, needed: float) -> Check:
+    """Weigh how many answers were wrong by the true labels that came back for them."""
+    candidate, champion = seen.candidate, seen.champion
+    if not candidate.told or not champion.told:
+        return Check("feedback", "advance", "no true labels of both came back")
+    wrong = (candidate.wrong, candidate.told, champion.wrong, champion.told)
+    return _weighed(
+        "feedback",
+        lambda: float(exceeds(*wrong, margin=margin)),
+        needed,
+        looks=_share(*wrong[:2]) > _share(*wrong[2:]) + margin,
+        words=f"wrong by the true labels that came back: {_count(*wrong[:2])} at the candidate, "
+        f"{_count(*wrong[2:])} at the champion",
     )
 
 

@@ -12,6 +12,7 @@ import urllib3
 from linnet.errors import EvidenceError
 from linnet.rollout.evidence import (
     CONFIDENCE,
+    FEEDBACK,
     LABELS,
     READY,
     REQUESTS,
@@ -23,10 +24,9 @@ from linnet.rollout.evidence import (
 )
 
 _STALE_S: Final = 120.0
-_NAMES: Final = "|".join((REQUESTS, SECONDS, LABELS, CONFIDENCE, READY))
+_NAMES: Final = "|".join((REQUESTS, SECONDS, LABELS, CONFIDENCE, FEEDBACK, READY))
 
-
-_LABELS: Final = ("pod", "model", "release", "protocol", "code", "le", "label")
+_LABELS: Final = ("pod", "model", "release", "protocol", "code", "le", "label", "right")
 
 
 @dataclass(frozen=True)

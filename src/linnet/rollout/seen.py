@@ -22,7 +22,8 @@ class Answered:
 
     `errors` are the server's fault (5xx; gRPC's INTERNAL and the like), `refused` are answers that
     decline (4xx, above all 429 when it is full); both are part of `requests`. `labels` counts
-    pictures by predicted class, classes never predicted included. `restarts` are those within the
+    pictures by predicted class, classes never predicted included. `told` are pictures whose true
+    label came back, `wrong` those of them that were named another. `restarts` are those within the
     window, `ready_pods` of `pods` answer now.
     """
 
@@ -32,6 +33,8 @@ class Answered:
     seconds: Histogram = Histogram()
     labels: dict[str, int] = field(default_factory=dict)
     confidence: Histogram = Histogram()
+    told: int = 0
+    wrong: int = 0
     restarts: int = 0
     ready_pods: int = 0
     pods: int = 0

@@ -57,7 +57,9 @@ class AnalysisSettings(Settings):
         0.7, description="share of replayed pictures, if unlabelled, to be named the same; 0: any"
     )
     max_accuracy_loss: Fraction = Field(
-        0.02, description="share of replayed labelled pictures that may become wrong, net; 1: any"
+        0.02,
+        description="share of replayed labelled pictures that may become wrong, net, and of those "
+        "whose true labels come back; 1: any",
     )
 
 
