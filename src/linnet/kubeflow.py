@@ -5,7 +5,7 @@ https://www.kubeflow.org/docs/components/pipelines/reference/api/kubeflow-pipeli
 
 import json
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import urllib3
 
@@ -15,20 +15,11 @@ from linnet.errors import (
     KubeflowUnreachableError,
     SettingsError,
 )
+from linnet.rest_pool import is_address, open_pool
 
 API = "/apis/v2beta1"
 
-_TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)
-# What never reached the server is sent again, and what changes nothing.
-_RETRY = urllib3.Retry(
-    total=3,
-    redirect=0,
-    backoff_factor=0.5,
-    allowed_methods=("GET",),
-    status_forcelist=(429, 502, 503, 504),
-    raise_on_redirect=False,
-    raise_on_status=False,
-)
+_READ_S = 30.0
 _EQUALS = 1
 
 
@@ -48,8 +39,7 @@ class Kubeflow:
         Raises:
             SettingsError: the endpoint is no URL.
         """
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_address(endpoint):
             raise SettingsError(
                 f"endpoint {endpoint!r} is not a URL: give something like http://127.0.0.1:8888, "
                 "after kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8888:80"
@@ -61,7 +51,7 @@ class Kubeflow:
             self._headers["Authorization"] = f"Bearer {token}"
         if cookie:
             self._headers["Cookie"] = cookie
-        self._pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=_RETRY, headers=self._headers)
+        self._pool = open_pool(read_s=_READ_S, headers=self._headers)
 
     def check_namespace(self) -> None:
         """Ask the server what it is, and whether the namespace goes with it.

@@ -332,7 +332,7 @@ def test_a_parameter_that_the_pipeline_lacks_is_refused_with_those_it_has(
 def test_an_endpoint_without_a_server_is_told_with_the_next_move(
     command: Submit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linnet.kubeflow._RETRY.backoff_factor", 0)
+    monkeypatch.setattr("linnet.rest_pool._RETRY.backoff_factor", 0)
     assert command("--endpoint", "http://127.0.0.1:9") == 1
     said = capsys.readouterr().err
     assert "Kubeflow does not answer at http://127.0.0.1:9" in said

@@ -18,18 +18,9 @@ from linnet.errors import (
     AnnotationUnreachableError,
     SettingsError,
 )
+from linnet.rest_pool import is_address, open_pool
 
-_TIMEOUT = urllib3.Timeout(connect=5.0, read=120.0)
-# What never reached the server is sent again, and what changes nothing.
-_RETRY = urllib3.Retry(
-    total=3,
-    redirect=0,
-    backoff_factor=0.5,
-    allowed_methods=("GET",),
-    status_forcelist=(429, 502, 503, 504),
-    raise_on_redirect=False,
-    raise_on_status=False,
-)
+_READ_S = 120.0
 _PAGE = 100
 _SHOWN = 600
 # A personal access token is a JWT: three parts. A legacy token is 40 hexadecimal digits.
@@ -54,8 +45,7 @@ class LabelStudio:
         Raises:
             SettingsError: the address is no URL, or there is no token.
         """
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_address(address):
             raise SettingsError(
                 f"{address!r} is not Label Studio's address: give something like "
                 "http://127.0.0.1:8080 with --label-studio"
@@ -68,7 +58,7 @@ class LabelStudio:
         self.address = address.rstrip("/")
         self._token = token.strip()
         self._access: str | None = None
-        self._pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=_RETRY)
+        self._pool = open_pool(read_s=_READ_S)
 
     def find(self, title: str) -> Project | None:
         """Return the project of this title, None when there is none.
