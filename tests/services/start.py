@@ -100,7 +100,8 @@ def minio_answers(endpoint: str) -> bool:
     """Return whether a MinIO at an endpoint is ready for requests."""
     try:
         with urllib.request.urlopen(f"{endpoint}/minio/health/live", timeout=5) as response:
-            return bool(response.status == 200)
+            # While it still opens its folder it answers 200, and says so in a header.
+            return response.status == 200 and "x-minio-server-status" not in response.headers
     except (urllib.error.URLError, OSError):
         return False
 

@@ -263,7 +263,7 @@ def test_without_a_root_the_error_names_the_setting(parts: Path) -> None:
 
 def test_a_release_carries_the_thresholds_that_its_report_is_of(tmp_path: Path) -> None:
     graph, dataset = write_graph(tmp_path / "graph"), write_dataset(tmp_path / "dataset")
-    decision = DecisionSettings(aim="f1", fewest_pictures=1, coverage=0.75)
+    decision = DecisionSettings(aim="f1", fewest_pictures=1, coverage=0.75, cross_fit=False)
     settings = EvaluateSettings(bootstrap_samples=100, decision=decision)
     measured = evaluate(graph, dataset, tmp_path / "measured", settings, model="colours")
     gate(graph, dataset, tmp_path / "measured", tmp_path / "report", GateSettings(), champion=None)

@@ -16,7 +16,7 @@ from linnet.evaluation.explanation import Attribution, Explanation, Pixels, blur
 from linnet.inference.answers import Rule
 from linnet.training.network import Classifier, layers_named, load_checkpoint
 
-_STEPS = 64
+_STEPS = 128
 _BATCH = 16
 
 
