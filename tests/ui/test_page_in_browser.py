@@ -148,6 +148,8 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
     def focused() -> str:
         return str(page.evaluate("document.activeElement.id || document.activeElement.className"))
 
+    # From here on, for the browser needs a moment to hand choosers over.
+    page.on("filechooser", lambda _: None)
     page.keyboard.press("Tab")
     assert focused() == "skip"
     page.keyboard.press("Enter")
