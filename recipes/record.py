@@ -120,6 +120,8 @@ def record(
     made = recorded(name, f"linnet run {file} {words}".strip(), settings, folder, seconds, busy)
     results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(made), indent=1, ensure_ascii=False)
+    # Where files lie on this machine is nobody else's business, in what a search drew either.
+    text = text.replace(places["weights"], Path(places["weights"]).name)
     (results / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return made
 
