@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
 
@@ -26,7 +25,7 @@ from linnet.monitoring.label_commands import feedback as give_feedback
 from linnet.monitoring.label_commands import monitor
 from linnet.rollout import commands as rollout_commands
 from linnet.settings import RunSettings
-from linnet.stores.connections import Connections
+from linnet.terminal import WORKSPACE, AsJson, Workspace, connections_of, err, out
 from linnet.triggers.commands import trigger, watch
 
 app = typer.Typer(
@@ -44,8 +43,6 @@ app.add_typer(rollout_commands.app, rich_help_panel="A cluster")
 app.add_typer(annotation_commands.app, rich_help_panel="Results")
 app.command(rich_help_panel="The whole pipeline")(watch)
 app.command(rich_help_panel="The whole pipeline")(trigger)
-out = Console()
-err = Console(stderr=True)
 
 PIPELINE = "The whole pipeline"
 STEPS = "One step at a time"
@@ -65,15 +62,8 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one setting, such as train.whole.epochs=3. Repeatable."),
 ]
-Workspace = Annotated[
-    Path,
-    typer.Option(
-        "--workspace", "-w", envvar="LINNET_WORKSPACE", help="Folder of runs, releases, tracking."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Pictures = Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, …")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Registered model's name.")]
-WORKSPACE = Path("workspace")
 
 
 def _version(asked: bool) -> None:
@@ -255,7 +245,9 @@ def ingest(
 
     extra = () if source is None else (f"source.uri={json.dumps(source)}",)
     wanted = _settings(settings, (*extra, *(overrides or ())))
-    summary = ingest(wanted.source, destination, wanted.ingest, connections=_connections(workspace))
+    summary = ingest(
+        wanted.source, destination, wanted.ingest, connections=connections_of(workspace)
+    )
     _show(summary, as_json)
 
 
@@ -273,7 +265,7 @@ def train(
     from linnet.training import fit
 
     wanted = _settings(settings, overrides)
-    connections = _connections(workspace)
+    connections = connections_of(workspace)
     with Tracker.start(connections, experiment=wanted.model) as tracker:
         report = fit(
             dataset,
@@ -305,7 +297,7 @@ def search(
     from linnet.training.search_report import conclude
 
     about = Search(
-        dataset, wanted.train, wanted.search, wanted.model, workspace, _connections(workspace)
+        dataset, wanted.train, wanted.search, wanted.model, workspace, connections_of(workspace)
     )
     run_trials(about)
     _show(conclude(about, destination), as_json, lambda found: _show_search(found, destination))
@@ -362,7 +354,7 @@ def gate(
     from linnet.stores.tracking import log_report
 
     wanted = _settings(settings, overrides)
-    connections = _connections(workspace)
+    connections = connections_of(workspace)
     with open_champion(wanted.model, connections) as champion:
         decision = gate(graph, dataset, report, destination, wanted.gate, champion=champion)
     log_report(connections, Report.load(destination), destination / PAGE)
@@ -391,7 +383,7 @@ def release(
         dataset,
         model=wanted.model,
         settings=wanted.release,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     _show(result, as_json)
 
@@ -408,7 +400,7 @@ def releases(
     """List releases with their metrics, registry aliases and approvals."""
     from linnet.release.bundle import releases
 
-    rows = releases(_connections(workspace), root=root, model=model)
+    rows = releases(connections_of(workspace), root=root, model=model)
     if as_json:
         sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
         return
@@ -440,7 +432,7 @@ def sign(
     """Sign a release with LINNET_SIGNING_KEY, for those who set LINNET_TRUSTED_KEY."""
     from linnet.release.opening import sign_release
 
-    uri = sign_release(release, _connections(workspace))
+    uri = sign_release(release, connections_of(workspace))
     err.print(f"signed {uri}", soft_wrap=True, highlight=False)
 
 
@@ -479,7 +471,7 @@ def approve(
         "refused" if refuse else "withdrawn" if withdraw else "approved",
         by=by or getpass.getuser(),
         reason=reason,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     _show(made, as_json)
 
@@ -549,7 +541,7 @@ def serve(
     wanted = ServeSettings.load(settings, (*(overrides or ()), *flags))
     if json_log or (json_log is None and not sys.stdout.isatty()):
         log_json()
-    serve(releases, wanted, connections=_connections(workspace))
+    serve(releases, wanted, connections=connections_of(workspace))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -600,7 +592,7 @@ def ui(
     serve_page(
         server,
         wanted,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
         model=model,
         release=release,
         token=os.environ.get("LINNET_TOKEN") or None,
@@ -650,7 +642,7 @@ def settings(
 
 @app.command(rich_help_panel=RESULTS)
 def predict(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, …")],
+    pictures: Pictures,
     release: Annotated[
         str | None,
         typer.Option("--release", "-r", help="Folder, s3://… or model@alias: answer here."),
@@ -737,14 +729,14 @@ def batch(
         output,
         how,
         shard=Shard.parse(shard),
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     _show(summary, as_json, _show_batch)
 
 
 @app.command(rich_help_panel=RESULTS)
 def explain(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, …")],
+    pictures: Pictures,
     release: Annotated[
         str | None,
         typer.Option("--release", "-r", help="Folder, s3://… or model@alias."),
@@ -780,7 +772,7 @@ def explain(
         label=label,
         layer=layer,
         output=output,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     if as_json:
         sys.stdout.write(json.dumps([_plain(one) for one in found], indent=2) + "\n")
@@ -806,7 +798,7 @@ def _answer_here(release: str, workspace: Path, encoded: list[bytes]) -> list[An
     from linnet.release.opening import open_release
 
     with TemporaryDirectory(prefix="linnet-predict-") as scratch:
-        opened = open_release(release, scratch=Path(scratch), connections=_connections(workspace))
+        opened = open_release(release, scratch=Path(scratch), connections=connections_of(workspace))
         return list(LocalModel(opened).predict(encoded))
 
 
@@ -823,10 +815,6 @@ def _answer_row(path: Path, answer: Any) -> dict[str, Any]:
 
 def _settings(path: Path | None, overrides: Any) -> RunSettings:
     return RunSettings.load(path, tuple(overrides or ()))
-
-
-def _connections(workspace: Path) -> Connections:
-    return Connections.from_environment(workspace.resolve())
 
 
 def _show(result: Any, as_json: bool, view: Callable[[Any], None] | None = None) -> None:

@@ -15,7 +15,7 @@ from linnet.errors import (
     KubeflowUnreachableError,
     SettingsError,
 )
-from linnet.rest_pool import is_address, open_pool
+from linnet.rest_pool import cause_of, is_address, open_pool, parsed
 
 API = "/apis/v2beta1"
 
@@ -132,11 +132,8 @@ class Kubeflow:
                 f"Kubeflow at {self.endpoint} refused {method} {path.partition('?')[0]} "
                 f"(HTTP {status}): {_message(content) or 'it gives no reason'}"
             )
-        try:
-            answer = json.loads(content)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+        answer = parsed(content, dict)
+        if answer is None:
             raise KubeflowError(
                 f"what answers at {self.endpoint} is not Kubeflow Pipelines: give the address of "
                 "its UI (ml-pipeline-ui) or of its API (ml-pipeline, port 8888)"
@@ -149,7 +146,7 @@ class Kubeflow:
         try:
             answer = self._pool.request(method, self.endpoint + path, json=body)
         except urllib3.exceptions.HTTPError as error:
-            cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
+            cause = cause_of(error)
             raise KubeflowUnreachableError(
                 f"Kubeflow does not answer at {self.endpoint} ({cause}): check the endpoint, and "
                 "that kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8888:80 runs if it is one"

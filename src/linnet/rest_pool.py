@@ -1,9 +1,13 @@
 """Connections to other people's REST APIs: time limits, and what may be sent again."""
 
+import json
 from collections.abc import Mapping
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
+
+_T = TypeVar("_T")
 
 # What never reached the server is sent again, and what changes nothing.
 _RETRY = urllib3.Retry(
@@ -27,3 +31,17 @@ def is_address(text: str) -> bool:
     """Return whether this is the URL of an HTTP server."""
     parts = urlsplit(text)
     return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def parsed(content: bytes, kind: type[_T]) -> _T | None:
+    """Return the JSON value that an answer is, None where it is none of this kind."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, kind) else None
+
+
+def cause_of(error: urllib3.exceptions.HTTPError) -> Exception | None:
+    """Return what went wrong at last, without the tale of the tries."""
+    return error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error

@@ -3,13 +3,11 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from linnet.stores.connections import Connections
+from linnet.terminal import WORKSPACE, AsJson, Workspace, connections_of, err, out
 
 app = typer.Typer(
     name="annotate",
@@ -17,8 +15,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     no_args_is_help=True,
 )
-out = Console()
-err = Console(stderr=True)
 
 Studio = Annotated[
     str,
@@ -33,15 +29,7 @@ Token = Annotated[
     ),
 ]
 ProjectName = Annotated[str, typer.Argument(help="The project's title.")]
-Workspace = Annotated[
-    Path,
-    typer.Option(
-        "--workspace", "-w", envvar="LINNET_WORKSPACE", help="Folder of runs, releases, tracking."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ADDRESS = "http://127.0.0.1:8080"
-WORKSPACE = Path("workspace")
 
 
 @app.command()
@@ -74,7 +62,7 @@ def setup(
         votes=votes,
         backend=backend,
         webhook=webhook,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     _show(prepared, as_json)
 
@@ -118,7 +106,7 @@ def import_(
         release=release,
         model=model,
         hours=hours,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     _show(imported, as_json)
 
@@ -146,7 +134,7 @@ def export(
         project,
         destination,
         least_votes=least_votes,
-        connections=_connections(workspace),
+        connections=connections_of(workspace),
     )
     _show(exported, as_json)
 
@@ -187,10 +175,6 @@ def _studio(address: str, token: str | None) -> Any:
     from linnet.annotation.label_studio import LabelStudio
 
     return LabelStudio(address, token)
-
-
-def _connections(workspace: Path) -> Connections:
-    return Connections.from_environment(workspace.resolve())
 
 
 def _show(result: Any, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from linnet.errors import (
     AnnotationUnreachableError,
     SettingsError,
 )
-from linnet.rest_pool import is_address, open_pool
+from linnet.rest_pool import cause_of, is_address, open_pool, parsed
 
 _READ_S = 120.0
 _PAGE = 100
@@ -197,11 +197,8 @@ class LabelStudio:
             raise AnnotationError(
                 f"Label Studio at {self.address} refused {shown} (HTTP {status}): {_said(content)}"
             )
-        try:
-            answer = json.loads(content)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, kind):
+        answer = parsed(content, kind)
+        if answer is None:
             raise AnnotationError(
                 f"what answers at {self.address} is not Label Studio ({shown} gave no JSON): give "
                 "the address that its pages are at"
@@ -258,7 +255,7 @@ class LabelStudio:
         try:
             return self._pool.request(method, url, **options)
         except urllib3.exceptions.HTTPError as error:
-            cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
+            cause = cause_of(error)
             raise AnnotationUnreachableError(
                 f"Label Studio does not answer at {self.address} ({cause}): check the address, and "
                 "that it runs (`label-studio start`)"

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
-from linnet.stores.connections import Connections
+from linnet.terminal import WORKSPACE, AsJson, Workspace, connections_of, err, out
 
 if TYPE_CHECKING:
     from linnet.monitoring.drift import DriftReport
 
-out = Console()
-err = Console(stderr=True)
 
 # Exit code of a look that found drift: nothing went wrong.
 DRIFTED = 3
@@ -45,18 +42,8 @@ def drift(
     record: Annotated[
         bool, typer.Option("--record", help="Keep the look in MLflow, for `linnet watch`.")
     ] = False,
-    workspace: Annotated[
-        Path,
-        typer.Option(
-            "--workspace",
-            "-w",
-            envvar="LINNET_WORKSPACE",
-            help="Folder of runs, releases, tracking.",
-        ),
-    ] = Path("workspace"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    workspace: Workspace = WORKSPACE,
+    as_json: AsJson = False,
 ) -> None:
     """Compare new pictures with those that a release was measured on.
 
@@ -70,7 +57,7 @@ def drift(
     from linnet.monitoring.settings import DriftSettings
 
     wanted = DriftSettings.load(settings, tuple(overrides or ()))
-    connections = Connections.from_environment(workspace.resolve())
+    connections = connections_of(workspace)
     report = look(source, release, output, wanted, reference=reference, connections=connections)
     if record:
         keep(report, output, connections)

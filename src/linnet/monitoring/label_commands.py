@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
-from linnet.stores.connections import Connections
-
-out = Console()
-err = Console(stderr=True)
+from linnet.terminal import WORKSPACE, AsJson, connections_of, err, out
 
 Place = Annotated[
     str,
@@ -35,7 +31,7 @@ def feedback(
     """Give true labels of pictures that a server answered and logged."""
     from linnet.monitoring.accuracy import give
 
-    connections = Connections.from_environment(Path("workspace"))
+    connections = connections_of(WORKSPACE)
     count = give(file, log, model, skip_unknown=skip_unknown, connections=connections)
     out.print(f"{count} labels are taken; `linnet monitor` shows the accuracy", highlight=False)
 
@@ -44,14 +40,12 @@ def monitor(
     log: Place,
     model: Model,
     days: Annotated[float, typer.Option(min=0.0, help="Labels that came in the last days.")] = 7.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how often each release was right in use, by the true labels that came back."""
     from linnet.monitoring.accuracy import live_accuracy
 
-    connections = Connections.from_environment(Path("workspace"))
+    connections = connections_of(WORKSPACE)
     found = live_accuracy(log, model, days=days, connections=connections)
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")

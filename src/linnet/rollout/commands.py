@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from linnet.errors import RolloutAbortedError
-from linnet.stores.connections import Connections
+from linnet.terminal import WORKSPACE, AsJson, Workspace, connections_of, err, out
 
 if TYPE_CHECKING:
     from linnet.rollout.journal import Entry, Record
@@ -26,8 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     no_args_is_help=True,
 )
-out = Console()
-err = Console(stderr=True)
 
 ModelName = Annotated[str, typer.Argument(help="The model, and its InferenceService's name.")]
 SettingsOption = Annotated[
@@ -44,14 +41,6 @@ Kubeconfig = Annotated[
     str | None, typer.Option(envvar="KUBECONFIG", help="Kubeconfig; in a pod, the pod's own.")
 ]
 Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
-Workspace = Annotated[
-    Path,
-    typer.Option(
-        "--workspace", "-w", envvar="LINNET_WORKSPACE", help="Folder of runs, releases, tracking."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-WORKSPACE = Path("workspace")
 
 _COLOURS = {
     "abort": "red",
@@ -187,7 +176,7 @@ def _rollouts(
     return Rollouts.connect(
         model,
         RolloutSettings.load(settings, (*(overrides or ()), *given)),
-        connections=Connections.from_environment(workspace.resolve()),
+        connections=connections_of(workspace),
         kubeconfig=kubeconfig,
         context=context,
         watch=_Printer(),

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from linnet.errors import SettingsError
-from linnet.stores.connections import Connections
+from linnet.terminal import WORKSPACE, AsJson, Workspace, connections_of, err
 
 if TYPE_CHECKING:
     from linnet.triggers.starting import Starter
 
-err = Console(stderr=True)
 
 # Exit code of a trigger that came too soon after the last one: nothing went wrong.
 TOO_SOON = 3
@@ -28,13 +26,6 @@ SettingsFile = Annotated[Path, typer.Argument(help="Watch settings (YAML).")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, such as poll_s=10. Repeatable.")
 ]
-Workspace = Annotated[
-    Path,
-    typer.Option(
-        "--workspace", "-w", envvar="LINNET_WORKSPACE", help="Folder of runs, releases, tracking."
-    ),
-]
-WORKSPACE = Path("workspace")
 
 
 def watch(settings: SettingsFile, overrides: Set = None, workspace: Workspace = WORKSPACE) -> None:
@@ -76,9 +67,7 @@ def trigger(
     ] = 10.0,
     overrides: Set = None,
     workspace: Workspace = WORKSPACE,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start the pipeline for a reason, unless it was started for it already.
 
@@ -119,7 +108,7 @@ def _starter(settings: Path, overrides: list[str] | None, workspace: Path) -> "S
     return Starter(
         WatchSettings.load(settings, tuple(overrides or ())),
         settings.parent,
-        Connections.from_environment(workspace.resolve()),
+        connections_of(workspace),
         workspace=workspace.resolve(),
         watch=_say,
     )
