@@ -4,7 +4,6 @@ The shards hold the pictures' original encoded bytes, so pandas, Hugging Face `d
 read them as they are.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from linnet.errors import DatasetError
+from linnet.manifest import read_manifest
 from linnet.settings import SPLITS, Split
 
 KIND = "linnet/dataset/v1"
@@ -59,7 +59,7 @@ class Dataset:
             DatasetError: the folder is absent, holds no finished dataset or one of another kind, or
                 shards are missing.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path / MANIFEST, KIND, step="ingest", error=DatasetError)
         try:
             dataset = cls(
                 path=path,
@@ -138,27 +138,6 @@ class Dataset:
                 f"the dataset {self.path} has {found} {split} pictures, expected "
                 f"{self.size(split)}: shards are missing, run ingest again or copy it whole"
             )
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{path} holds no {MANIFEST}, so it is not a finished dataset: "
-            "give the folder that `linnet ingest` wrote, or run it again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path / MANIFEST} can't be read ({error}): run ingest again"
-        ) from error
-    kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    if kind != KIND:
-        raise DatasetError(
-            f"{path / MANIFEST} is of kind {kind!r}, expected {KIND!r}: "
-            "give a dataset, or upgrade Linnet if a newer one wrote it"
-        )
-    return dict(manifest)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,6 +1,5 @@
 """The report of a graph on the test split: `report.json`, `predictions.parquet`, `report.html`."""
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,6 +19,7 @@ from linnet.evaluation.thresholds import ThresholdCurve, Thresholds
 from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions
 from linnet.inference.session import Parity
+from linnet.manifest import read_manifest
 from linnet.settings import Metric
 
 KIND = "linnet/report/v1"
@@ -154,21 +154,7 @@ class Report:
             EvaluationError: the folder holds no finished report, or one of another kind.
         """
         path = folder / MANIFEST
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise EvaluationError(
-                f"{folder} holds no {MANIFEST}, so it is not a finished report: "
-                "give the folder that `linnet evaluate` wrote, or run it again"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise EvaluationError(f"{path} can't be read ({error}): {_AGAIN}") from error
-        kind = values.get("kind") if isinstance(values, dict) else None
-        if kind != KIND:
-            raise EvaluationError(
-                f"{path} is of kind {kind!r}, expected {KIND!r}: "
-                "give a report, or upgrade Linnet if a newer one wrote it"
-            )
+        values = read_manifest(path, KIND, step="evaluate", error=EvaluationError)
         try:
             return cls(**_parsed(values))
         except (KeyError, TypeError, AttributeError) as error:

@@ -5,7 +5,6 @@ prediction and the server need.
 """
 
 import hashlib
-import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DatasetError, GraphError
 from linnet.machine import available_cpus
+from linnet.manifest import read_manifest
 
 KIND = "linnet/graph/v1"
 MANIFEST = "graph.json"
@@ -80,21 +80,7 @@ class GraphManifest:
             GraphError: the folder holds no finished graph, or one of another kind.
         """
         path = folder / MANIFEST
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise GraphError(
-                f"{folder} holds no {MANIFEST}, so it is not a finished graph: "
-                "give the folder that `linnet export` wrote, or run it again"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise GraphError(f"{path} can't be read ({error}): {_AGAIN}") from error
-        kind = values.get("kind") if isinstance(values, dict) else None
-        if kind != KIND:
-            raise GraphError(
-                f"{path} is of kind {kind!r}, expected {KIND!r}: "
-                "give a graph, or upgrade Linnet if a newer one wrote it"
-            )
+        values = read_manifest(path, KIND, step="export", error=GraphError)
         try:
             return cls(
                 **{

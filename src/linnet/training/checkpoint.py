@@ -11,6 +11,7 @@ from typing import Any
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import CheckpointError
 from linnet.folders import written_whole
+from linnet.manifest import read_manifest
 from linnet.settings import Monitor
 
 KIND = "linnet/checkpoint/v1"
@@ -49,13 +50,8 @@ class CheckpointManifest:
                 kind.
         """
         path = checkpoint / MANIFEST
-        values = _read_json(path)
-        kind = values.pop("kind", None)
-        if kind != KIND:
-            raise CheckpointError(
-                f"{path} is of kind {kind!r}, expected {KIND!r}: give a checkpoint, or upgrade "
-                "Linnet if a newer one wrote it"
-            )
+        values = read_manifest(path, KIND, step="train", error=CheckpointError)
+        del values["kind"]
         try:
             values["classes"] = tuple(values["classes"])
             values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
@@ -101,18 +97,3 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         table = csv.DictWriter(file, fieldnames=list(history[0]))
         table.writeheader()
         table.writerows(history)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent} holds no {path.name}, so it is not a finished checkpoint: "
-            "give the folder that `linnet train` wrote, or run it again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read ({error}): train again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no mapping: train again")
-    return values
