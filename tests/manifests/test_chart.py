@@ -27,7 +27,7 @@ from linnet.rollout.route_split import RouteSplit
 from linnet.rollout.settings import RolloutSettings
 from linnet.rollout.traffic import KServeCanary
 from linnet.stores.registry import RegisteredRelease
-from linnet.triggers.exposition import drift_metrics
+from linnet.triggers.exposition import drift_metrics, run_metrics
 from tests.manifests import tools
 from tests.manifests.policies import Network, Pod
 from tests.manifests.schemas import Manifest, pods, problems, read, unrestricted
@@ -333,6 +333,12 @@ LOOKED = RegisteredRelease(
         ),
     },
 )
+# What runs of the pipeline tag a model with.
+RAN = {
+    "last_run_state": "FAILED",
+    "last_run_ended": "2026-11-21T06:00:00+00:00",
+    "last_quarantined_share": "0.02",
+}
 
 
 def test_rules_and_dashboards_ask_for_metrics_that_server_and_watch_have() -> None:
@@ -341,7 +347,7 @@ def test_rules_and_dashboards_ask_for_metrics_that_server_and_watch_have() -> No
     there = {
         metric.name + ending for metric in collected for ending in endings.get(metric.type, ())
     }
-    there |= {metric.name for metric in drift_metrics(LOOKED)}
+    there |= {metric.name for metric in (*drift_metrics(LOOKED), *run_metrics("flowers", RAN))}
     asked = (CHART / "files/rules.yaml").read_text("utf-8")
     asked += "".join(path.read_text("utf-8") for path in CHART.glob("files/dashboards/*.json"))
     asked = re.sub(r"linnet-\S+", "", asked)
@@ -351,7 +357,7 @@ def test_rules_and_dashboards_ask_for_metrics_that_server_and_watch_have() -> No
 def test_dashboards_are_whole() -> None:
     (boards,) = (one for one in kind("ConfigMap") if one["metadata"]["name"] == "linnet-dashboards")
     assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert boards["data"].keys() == {"rollout.json", "serving.json"}
+    assert boards["data"].keys() == {"pictures.json", "rollout.json", "serving.json"}
     for text in boards["data"].values():
         board = json.loads(text)
         assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

@@ -268,9 +268,11 @@ def test_a_store_that_is_down_costs_callers_nothing_and_drops_are_counted(
     assert counted(server, "linnet_prediction_log_total", outcome="no_memory") == 3
     assert 0 < counted(server, "linnet_prediction_log_held_bytes") <= 3 * len(PICTURE)
     until(lambda: "the prediction log can't be written; serving goes on" in server.output())
+    until(lambda: counted(server, "linnet_prediction_log_failures") >= 1)
     blocked.unlink()
     until(lambda: counted(server, "linnet_prediction_log_total", outcome="written") == 2)
     assert len(rows_of(blocked)) == 2
+    until(lambda: counted(server, "linnet_prediction_log_failures") == 0)
     assert server.stop() == 0
     assert "Traceback" not in server.output()
 

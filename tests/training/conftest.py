@@ -56,6 +56,7 @@ def write_dataset(path: Path, sizes: dict[str, int], classes: tuple[str, ...] = 
         "counts": counts,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.25, 0.25, 0.25),
+        "quarantined": {"broken": 10},
     }
     (path / MANIFEST).write_text(json.dumps(manifest))
     return path

@@ -28,6 +28,7 @@ from linnet.errors import (
 from linnet.settings import TrainSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import folder_errors
+from linnet.stores.registry import Registry
 from linnet.stores.tracking import Tracker
 from linnet.training import TrainReport, fit
 from linnet.training.cache import check_space, write_array
@@ -250,6 +251,8 @@ def test_curves_parameters_and_the_confusion_matrix_go_to_mlflow(
 ) -> None:
     workspace = tmp_path / "workspace"
     connections = Connections.from_environment(workspace, {})
+    registry = Registry(connections)
+    registry.register("digits", "s3://linnet/releases/digits/v1")
     with Tracker.start(connections, experiment="digits") as tracker:
         fit(dataset, tmp_path / "checkpoint", settings(), workspace=workspace, tracker=tracker)
         client = tracker._client
@@ -262,6 +265,7 @@ def test_curves_parameters_and_the_confusion_matrix_go_to_mlflow(
     files = {file.path for file in client.list_artifacts(tracker.run_id, "training")}
     assert files == {f"training/{n}" for n in ("confusion.json", "confusion.svg", "history.csv")}
     assert CheckpointManifest.read(tmp_path / "checkpoint").tracking_run_id == tracker.run_id
+    assert registry.notes("digits")["last_quarantined_share"] == "0.1000"
 
 
 def test_importing_the_package_imports_no_torch() -> None:

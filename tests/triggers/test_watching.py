@@ -13,8 +13,9 @@ import pytest
 from linnet.errors import KubeflowUnreachableError, SettingsError, TriggerError
 from linnet.settings import CsvSettings, SourceSettings
 from linnet.stores.connections import Connections
+from linnet.stores.outcome import note_quarantine, record_outcome
 from linnet.stores.registry import Registry
-from linnet.stores.tracking import open_client
+from linnet.stores.tracking import Tracker, open_client
 from linnet.triggers.content import content_of, settled
 from linnet.triggers.exposition import Exposition
 from linnet.triggers.ledger import Ledger, Trigger
@@ -197,7 +198,9 @@ def test_a_cluster_that_is_away_leaves_the_trigger_for_the_next_try(
     assert _outcomes(_watching(cluster(), workspace).look()) == ["started"]
 
 
-def test_metrics_show_the_drift_of_the_champion(registry: Registry) -> None:
+def test_metrics_show_the_drift_of_the_champion_and_how_the_last_run_went(
+    cluster: Make, workspace: Path, registry: Registry, connections: Connections
+) -> None:
     values = {"drift": 1.0, "drift_chance": 0.0005, "drift_pictures": 300.0}
     values |= {"drift_unreadable": 2.0, "drift_sharpness": 0.7}
     tags = {
@@ -209,11 +212,21 @@ def test_metrics_show_the_drift_of_the_champion(registry: Registry) -> None:
     port = _free_port()
     exposition = Exposition(port)
     try:
-        exposition.show(registry.releases("shades")[0])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            text = answer.read().decode()
+        watching = _watching(cluster(on_drift=False), workspace, exposition=exposition)
+        watching.look()
+        assert "linnet_run" not in _metrics(port)
+        record_outcome("shades", connections, state="FAILED", run="run-1", error="no space")
+        with Tracker.start(connections, experiment="shades") as tracker:
+            note_quarantine(tracker, 0.25)
+        watching.look()
+        text = _metrics(port)
+        record_outcome("shades", connections, state="COMPLETE", run="run-2")
+        watching.look()
+        assert 'linnet_run_failed{model="shades"} 0.0' in _metrics(port)
     finally:
         exposition.close()
+    assert 'linnet_run_failed{model="shades"} 1.0' in text
+    assert 'linnet_quarantined_share{model="shades"} 0.25' in text
     assert 'linnet_drift{model="shades",release="v1"} 1.0' in text
     assert 'linnet_drift_distance{feature="sharpness",model="shades",release="v1"} 0.7' in text
     assert "linnet_drift_looked_timestamp_seconds" in text
@@ -273,6 +286,11 @@ def test_the_command_tells_what_became_of_a_trigger(
     soon = CliRunner().invoke(app, [*command, "--key", "v8"])
     assert (soon.exit_code, "not before" in soon.stderr) == (3, True)
     assert len(runs(kubeflow)) == 1
+
+
+def _metrics(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return str(answer.read().decode())
 
 
 def _free_port() -> int:

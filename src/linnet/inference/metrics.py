@@ -98,6 +98,11 @@ class Metrics:
         self.log_held = Gauge(
             "linnet_prediction_log_held_bytes", "Noted and not yet written", registry=to
         )
+        self.log_failures = Gauge(
+            "linnet_prediction_log_failures",
+            "Times in a row that the store did not take a part of the log, at most 6",
+            registry=to,
+        )
         self.feedback = Counter(
             "linnet_feedback",
             "True labels that came back for answers of this server, by whether they were right",

@@ -122,6 +122,7 @@ class PredictionLog:
             self._thread = threading.Thread(target=self._work, name="prediction-log", daemon=True)
             self._thread.start()
             metrics.log_held.set_function(lambda: self._held)
+            metrics.log_failures.set_function(lambda: self._failed)
 
     def note(
         self,

@@ -1,4 +1,4 @@
-"""How a pipeline's run ended, said where people look: the log and the model's page in MLflow."""
+"""How a pipeline's run went, said where people look: the log and the model's page in MLflow."""
 
 import logging
 from datetime import UTC, datetime
@@ -27,8 +27,7 @@ def record_outcome(
     """
     state = _STATES.get(state, state)
     sentence = f"{model}: run {run} ended as {state}" + (f": {error}" if error else "")
-    ended_well = state in ("SUCCEEDED", *_STATES.values())
-    logger.log(logging.INFO if ended_well else logging.ERROR, "%s", sentence)
+    logger.log(logging.INFO if ended_well(state) else logging.ERROR, "%s", sentence)
     tags = {
         "last_run": run,
         "last_run_state": state,
@@ -42,3 +41,20 @@ def record_outcome(
     except TrackingError as unreachable:
         logger.warning("the outcome is not in MLflow: %s", unreachable)
     return sentence
+
+
+def note_quarantine(tracker: Tracker, share: float) -> None:
+    """Tag the model that a run trains, if it has a release, with what was put aside of its source.
+
+    `share` is of the source's pictures, 0 to 1.
+
+    Raises:
+        TrackingError: MLflow can't be reached or refuses.
+    """
+    tags = {"last_quarantined_share": f"{share:.4f}"}
+    Registry(tracker.connections).note(tracker.experiment, tags)
+
+
+def ended_well(state: str) -> bool:
+    """Return whether a `last_run_state` is one of a run in which nothing failed."""
+    return state in ("SUCCEEDED", *_STATES.values())

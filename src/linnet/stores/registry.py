@@ -150,6 +150,18 @@ class Registry:
                 for name, value in tags.items():
                     self._client.set_registered_model_tag(model, name, value)
 
+    def notes(self, model: str) -> dict[str, str]:
+        """Return the tags of a model as a whole, none where it has no release yet.
+
+        Raises:
+            TrackingError: the registry can't be reached.
+        """
+        if self._never_used():
+            return {}
+        with tracking_errors(self.connections, f"read tags of {model}"):
+            found = _pages(self._client.search_registered_models, f"name = '{model}'")
+        return dict(found[0].tags) if found else {}
+
     @property
     def _client(self) -> Any:
         if self._opened is None:

@@ -19,9 +19,10 @@ from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DivergedError, TrainingError
 from linnet.evaluation import baselines
 from linnet.provenance import code_revision
-from linnet.settings import Monitor, TrainSettings
+from linnet.settings import SPLITS, Monitor, TrainSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import folder_errors, open_store, sha256_of
+from linnet.stores.outcome import note_quarantine
 from linnet.stores.tracking import Tracker
 from linnet.training import checkpoint
 from linnet.training.checkpoint import CheckpointManifest
@@ -93,6 +94,7 @@ def fit(
     if tracker is not None:
         tracker.params({"train": settings.model_dump(mode="json")})
         tracker.tags({"dataset_version": opened.version, "code_revision": code_revision()})
+        note_quarantine(tracker, _quarantined_share(opened))
     training = _Training(opened, settings, weights, state, workspace / "cache", tracker, watch)
     try:
         records = _train(training)
@@ -109,6 +111,12 @@ def fit(
         tracker.metrics({f"train_{part}_s": s for part, s in report.profile.items()})
     shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def _quarantined_share(dataset: Dataset) -> float:
+    """Return the share of the source's pictures that ingest put aside."""
+    aside = sum(dataset.manifest.get("quarantined", {}).values())
+    return float(aside / (aside + sum(dataset.size(split) for split in SPLITS)))
 
 
 def state_folder(dataset: Dataset, settings: TrainSettings, workspace: Path) -> Path:

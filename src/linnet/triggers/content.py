@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linnet.errors import TriggerError
-from linnet.settings import SourceSettings
+from linnet.settings import PlaceSettings, SourceSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import StoredObject, open_store
 
@@ -26,18 +26,14 @@ def content_of(source: SourceSettings, connections: Connections) -> Content:
     Raises:
         StoreError: or a subclass: the place can't be reached or isn't there.
     """
-    if source.uri == "digits" or source.uri.startswith("torchvision://"):
-        return Content(None, None)
-    store, prefix = open_store(source.uri, connections)
-    entries = list(store.entries(prefix))
-    if source.csv is None:
-        return Content(_version(entries), None)
-    labels = [entry for entry in entries if entry.key.endswith(source.csv.path)]
-    pictures = [entry for entry in entries if entry not in labels]
-    if not labels and Path(source.csv.path).is_file():
-        beside, _ = open_store(source.csv.path)
-        labels = list(beside.entries())
-    return Content(_version(pictures), _version(labels))
+    changing = [place for place in source.places if not _never_changes(place)]
+    listed = [_listed(place, connections) for place in changing]
+    labels = [entry for _, of_place in listed for entry in of_place]
+    with_labels = any(place.csv is not None for place in changing)
+    return Content(
+        _version(entry for of_place, _ in listed for entry in of_place) if listed else None,
+        _version(labels) if with_labels else None,
+    )
 
 
 def settled(
@@ -60,6 +56,26 @@ def settled(
         f"{source.uri} has changed for {patience_s / 60:.0f} minutes without a pause of "
         f"{settle_s:g} s: wait until what is being written is whole, or take a longer --settle"
     )
+
+
+def _never_changes(place: PlaceSettings) -> bool:
+    return place.uri == "digits" or place.uri.startswith("torchvision://")
+
+
+def _listed(
+    place: PlaceSettings, connections: Connections
+) -> tuple[list[StoredObject], list[StoredObject]]:
+    """Return a place's pictures, and its CSV of labels where it has one."""
+    store, prefix = open_store(place.uri, connections)
+    entries = list(store.entries(prefix))
+    if place.csv is None:
+        return entries, []
+    labels = [entry for entry in entries if entry.key.endswith(place.csv.path)]
+    pictures = [entry for entry in entries if entry not in labels]
+    if not labels and Path(place.csv.path).is_file():
+        beside, _ = open_store(place.csv.path)
+        labels = list(beside.entries())
+    return pictures, labels
 
 
 def _version(entries: Iterable[StoredObject]) -> str:

@@ -1,10 +1,14 @@
-"""What Prometheus reads of a watch: the drift of the champion, as its last look recorded it."""
+"""What Prometheus reads of a watch: the champion's drift, and how the pipeline's last run went.
+
+Both as the registry has them, whoever looked and wherever the run was.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from linnet.stores.outcome import ended_well
 from linnet.stores.registry import RegisteredRelease
 
 _OF = ("model", "release")
@@ -24,6 +28,7 @@ class Exposition:
         from linnet.errors import ServeError
 
         self._champion: RegisteredRelease | None = None
+        self._model, self._notes = "", dict[str, str]()
         registry = CollectorRegistry()
         registry.register(self)
         try:
@@ -34,9 +39,11 @@ class Exposition:
                 "metrics_port"
             ) from error
 
-    def show(self, champion: RegisteredRelease | None) -> None:
-        """Show what is recorded of a release."""
-        self._champion = champion
+    def show(
+        self, model: str, champion: RegisteredRelease | None, notes: Mapping[str, str]
+    ) -> None:
+        """Show what is recorded of a model's champion and, in `notes`, of the model as a whole."""
+        self._model, self._champion, self._notes = model, champion, dict(notes)
 
     def close(self) -> None:
         """Stop serving."""
@@ -46,7 +53,8 @@ class Exposition:
 
     def collect(self) -> Iterator[Any]:
         """Yield the metrics as they are now, for prometheus_client."""
-        return drift_metrics(self._champion)
+        yield from drift_metrics(self._champion)
+        yield from run_metrics(self._model, self._notes)
 
 
 def drift_metrics(champion: RegisteredRelease | None) -> Iterator[Any]:
@@ -84,3 +92,28 @@ def drift_metrics(champion: RegisteredRelease | None) -> Iterator[Any]:
     for name, value in values.items():
         distances.add_metric([*of, name.removeprefix("drift_")], value)
     yield distances
+
+
+def run_metrics(model: str, notes: Mapping[str, str]) -> Iterator[Any]:
+    """Yield how the last run of a model's pipeline ended, and how much of its source it put aside.
+
+    `notes` are the tags of the model in the registry.
+    """
+    from prometheus_client.core import GaugeMetricFamily
+
+    shown: list[tuple[str, str, float]] = []
+    if "last_run_state" in notes:
+        ended = datetime.fromisoformat(notes["last_run_ended"]).timestamp()
+        failed = float(not ended_well(notes["last_run_state"]))
+        shown += [
+            ("linnet_run_failed", "1 when the last run of the pipeline failed", failed),
+            ("linnet_run_ended_timestamp_seconds", "When the last run ended", ended),
+        ]
+    if "last_quarantined_share" in notes:
+        about = "Share of its source's pictures that the last run put aside"
+        share = float(notes["last_quarantined_share"])
+        shown.append(("linnet_quarantined_share", about, share))
+    for name, about, value in shown:
+        gauge = GaugeMetricFamily(name, about, labels=_OF[:1])
+        gauge.add_metric([model], value)
+        yield gauge

@@ -55,7 +55,7 @@ class WatchSettings(Settings):
     )
     cluster: ClusterSettings | None = Field(None, description="null: run on this machine")
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="port of /metrics, with the drift of the champion; null: none"
+        None, description="port of /metrics: drift of the champion, the last run; null: none"
     )
 
     @field_validator("registry")

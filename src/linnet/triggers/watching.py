@@ -97,7 +97,8 @@ class Watching:
         releases = self._registry.releases(self._model)
         champion = next((one for one in releases if "champion" in one.aliases), None)
         if self._exposition is not None:
-            self._exposition.show(champion)
+            notes = self._registry.notes(self._model)
+            self._exposition.show(self._model, champion, notes)
         for release in releases:
             for alias in sorted(set(release.aliases) & set(self._settings.registry)):
                 why = f"{_name(release)} got the alias {alias}"
