@@ -20,7 +20,8 @@ HEADER = "Inference-Header-Content-Length"
 class Another:
     """What the server says of itself, and how it answers.
 
-    `status` other than 200 is an error; with 0 it hangs up without a word.
+    `status` other than 200 is an error; with 0 it hangs up without a word. Releases that are
+    `taking_turns` are named one after another, as behind a gateway in a rollout.
     """
 
     input: dict[str, Any]
@@ -28,6 +29,7 @@ class Another:
         default_factory=lambda: [{"name": "scores", "datatype": "FP32", "shape": [-1, 3]}]
     )
     properties: dict[str, Any] = field(default_factory=dict)
+    taking_turns: list[str] = field(default_factory=list)
     status: int = 200
     scores: bool = True
     url: str = ""
@@ -35,6 +37,9 @@ class Another:
 
     def describe(self) -> dict[str, Any]:
         """Return the metadata."""
+        if self.taking_turns:
+            self.properties["release"] = self.taking_turns[0]
+            self.taking_turns.append(self.taking_turns.pop(0))
         return {
             "name": "brightest",
             "versions": ["1"],

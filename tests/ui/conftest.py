@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,19 @@ class Served:
     workspace: Path
     current: Path
     server: Running
+
+    def load(self, version: str) -> None:
+        """Let the server answer with another release under the same name."""
+        self.current.unlink()
+        self.current.symlink_to(self.workspace / "releases" / "colours" / version)
+        request = urllib.request.Request(
+            f"{self.server.url}/v2/repository/models/colours/load",
+            data=json.dumps({}).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        with urllib.request.urlopen(request, timeout=30) as loaded:
+            assert loaded.status == 200
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 import base64
 import csv
-import json
 import re
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +221,7 @@ def test_the_model_page_has_the_report_the_matrix_and_the_history(page: Page) ->
 def test_both_releases_are_told_while_two_answer(page: Page, served: Served) -> None:
     page.set_input_files("#files", [file("red.png", RED)])
     card(page, "red.png")
-    _load(served, "v2")
+    served.load("v2")
     try:
         page.set_input_files("#files", [file("blue.png", BLUE)])
         expect(card(page, "blue.png").locator(".by")).to_contain_text("colours/v2")
@@ -231,18 +229,4 @@ def test_both_releases_are_told_while_two_answer(page: Page, served: Served) -> 
         expect(page.locator("#shares li")).to_contain_text(["colours/v1: ", "colours/v2: "])
         expect(page.locator("#shares")).to_contain_text("a rollout is going on")
     finally:
-        _load(served, "v1")
-
-
-def _load(served: Served, version: str) -> None:
-    """Let the server answer with another release under the same name."""
-    served.current.unlink()
-    served.current.symlink_to(served.workspace / "releases" / "colours" / version)
-    request = urllib.request.Request(
-        f"{served.server.url}/v2/repository/models/colours/load",
-        data=json.dumps({}).encode(),
-        headers={"Content-Type": "application/json"},
-        method="POST",
-    )
-    with urllib.request.urlopen(request, timeout=30) as loaded:
-        assert loaded.status == 200
+        served.load("v1")

@@ -6,8 +6,10 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +18,10 @@ import pytest
 import uvicorn
 
 from linnet.client import Client
+from linnet.stores.connections import Connections
 from linnet.ui.app import Page
 from linnet.ui.asking import open_model
+from linnet.ui.known import follow
 from linnet.ui.settings import PageSettings
 from tests.serving.conftest import LINNET
 from tests.serving.photographs import photographs
@@ -52,9 +56,16 @@ def page_of(another: Another, **settings: Any) -> Iterator[str]:
     with (
         serving(another),
         Client(another.url, model="brightest", retries=0) as client,
-        socket.create_server(("127.0.0.1", 0)) as listener,
+        running(Page(open_model(client), PageSettings(**settings))) as url,
     ):
-        app = Page(open_model(client), PageSettings(**settings)).app()
+        yield url
+
+
+@contextmanager
+def running(page: Page) -> Iterator[str]:
+    """Run a page in this process, and yield its address."""
+    app = page.app()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, loop="asyncio"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -68,7 +79,7 @@ def page_of(another: Another, **settings: Any) -> Iterator[str]:
 def test_every_answer_forbids_scripts_of_others_and_nothing_is_inline(
     page_process: PageProcess,
 ) -> None:
-    for path in ("/", "/model", "/nowhere", "/static/ask.js", "/examples/0", "/examples/99"):
+    for path in ("/", "/model", "/nowhere", "/static/ask.js", "/examples/v1/0", "/examples/v1/99"):
         _, headers, body = ask(page_process.url, "GET", path)
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
@@ -157,10 +168,53 @@ def test_a_slow_upload_ends_in_time() -> None:
 
 def test_a_page_without_a_release_says_what_it_lacks() -> None:
     with page_of(Another(PICTURES)) as url:
-        assert ask(url, "GET", "/examples/0")[0] == 404
+        assert ask(url, "GET", "/examples/v1/0")[0] == 404
         assert ask(url, "GET", "/report")[0] == 404
         assert b"--release" in ask(url, "GET", "/model")[2]
         assert b"Or try one" not in ask(url, "GET", "/")[2]
+
+
+def test_after_a_promotion_the_page_tells_of_the_new_release(
+    served: Served, tmp_path: Path
+) -> None:
+    connections = Connections.from_environment(served.workspace, {})
+    with Client(served.server.url, model="colours") as client:
+        model = open_model(client)
+        follows = partial(follow, model=model, scratch=tmp_path, connections=connections)
+        page = Page(model, PageSettings(look_again_s=0.05), known=follows(None), follow=follows)
+        with running(page) as url:
+
+            def tells_of(version: str) -> bool:
+                shown = ask(url, "GET", "/model")[2] + ask(url, "GET", "/")[2]
+                return f"<dd>colours/{version}</dd>" in (words := shown.decode()) and (
+                    f'"examples/{version}/0"' in words
+                )
+
+            assert tells_of("v1")
+            served.load("v2")
+            try:
+                until = time.monotonic() + 20
+                while not tells_of("v2"):
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+                assert ask(url, "GET", "/examples/v2/0")[0] == 200
+                assert "of another release" in error(ask(url, "GET", "/examples/v1/0"))
+            finally:
+                served.load("v1")
+
+
+def test_in_a_rollout_the_page_stays_with_the_release_that_still_answers() -> None:
+    another = Another(PICTURES, properties={"release": "m/v1"})
+    with serving(another), Client(another.url, model="brightest") as client:
+        model = open_model(client)
+        another.taking_turns = ["m/v2", "m/v1"]
+        model.look_again()
+        assert model.release == "m/v1"
+        another.taking_turns = ["m/v2"]
+        another.properties["classes"] = ["a", "b", "c"]
+        model.look_again()
+        assert (model.release, model.classes) == ("m/v2", ("a", "b", "c"))
+        assert model.answer(RED).release == "m/v2"
 
 
 def test_names_that_look_like_markup_stay_names() -> None:

@@ -31,6 +31,7 @@ from linnet.errors import (
     RequestError,
     RequestRefusedError,
     ServerBusyError,
+    ServerError,
     ServerUnreachableError,
 )
 from linnet.evaluation.metrics import label
@@ -46,13 +47,16 @@ from linnet.ui.why import find_out
 logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-_HISTORY_S = 60.0
 _WAIT_FOR_HISTORY_S = 2.0
 _MIB = 1 << 20
 
 
 class Page:
-    """The page about one model; `known` and `history` are what else there is to tell."""
+    """The page about one model.
+
+    `known` and `history` are what else there is to tell; `follow` returns what is known of the
+    release that answers now, given the one before.
+    """
 
     def __init__(
         self,
@@ -60,15 +64,17 @@ class Page:
         settings: PageSettings,
         *,
         known: KnownRelease | None = None,
-        history: Callable[[], History] = History,
+        follow: Callable[[KnownRelease | None], KnownRelease | None] = lambda known: known,
+        history: Callable[[KnownRelease | None], History] = lambda known: History(),
     ) -> None:
         self._model = model
         self._settings = settings
         self._known = known
+        self._follow = follow
         self._read_history = history
         self._history = History(missing="it is being read: load the page again in some seconds")
-        self._history_read = -math.inf
-        self._reading: threading.Thread | None = None
+        self._looked = -math.inf
+        self._looking: threading.Thread | None = None
         self._shares = Shares(settings.answers_counted)
         self._answering = Turns(settings.pictures_at_once, waiting=settings.pictures_waiting)
         self._explaining = Turns(1, waiting=settings.explanations_waiting)
@@ -82,8 +88,8 @@ class Page:
             Route("/report", self.report),
             Route("/answers", self.answer, methods=["POST"]),
             Route("/explanations", self.explain, methods=["POST"]),
-            Route("/examples/{number:int}", self.example),
-            Route("/examples/{number:int}/small", self.small_example),
+            Route("/examples/{version}/{number:int}", self.example),
+            Route("/examples/{version}/{number:int}/small", self.small_example),
             Mount("/static", StaticFiles(directory=_HERE / "static")),
         ]
         # Probes ask by the pod's address.
@@ -96,17 +102,22 @@ class Page:
 
     async def ask(self, request: Request) -> Response:
         """Show where pictures go and answers appear."""
+        self._look_again()
         return self._html("ask.html.j2", here="ask")
 
     async def about(self, request: Request) -> Response:
         """Show what is known of the model."""
-        return self._html("model.html.j2", here="model", history=await self._recent_history())
+        self._look_again()
+        if self._looking is not None:
+            await run_in_threadpool(self._looking.join, _WAIT_FOR_HISTORY_S)
+        return self._html("model.html.j2", here="model", history=self._history)
 
     async def report(self, request: Request) -> Response:
         """Return the release's whole report, which is a page without scripts."""
-        if self._known is None or self._known.page is None:
+        page = None if self._known is None else self._known.page
+        if page is None:
             return await self.not_found(request, LookupError())
-        return FileResponse(self._known.page, headers={"Content-Security-Policy": REPORT_POLICY})
+        return FileResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
 
     async def answer(self, request: Request) -> Response:
         """Answer the picture that is the body."""
@@ -181,34 +192,37 @@ class Page:
         )
 
     def _sample(self, request: Request) -> bytes:
-        samples = self._known.samples if self._known is not None else ()
-        number = int(request.path_params["number"])
-        if number >= len(samples):
-            raise RequestError(f"there is no example {number}", status=404)
+        known, number = self._known, int(request.path_params["number"])
+        samples = known.samples if known is not None else ()
+        version = known.release.version if known is not None else None
+        if request.path_params["version"] != version or number >= len(samples):
+            raise RequestError("this example is of another release: load the page", status=404)
         return samples[number].encoded
 
-    async def _recent_history(self) -> History:
-        """Return the history as last read, at most a minute or so old; wait for it only shortly."""
-        stale = time.monotonic() - self._history_read > _HISTORY_S
-        if stale and (self._reading is None or not self._reading.is_alive()):
-            self._start_reading()
-        if self._reading is not None:
-            await run_in_threadpool(self._reading.join, _WAIT_FOR_HISTORY_S)
-        return self._history
+    def _look_again(self) -> None:
+        """See to it that what is told is at most a minute or so old; nobody waits for it here."""
+        stale = time.monotonic() - self._looked > self._settings.look_again_s
+        if stale and (self._looking is None or not self._looking.is_alive()):
+            self._start_looking()
 
-    def _start_reading(self) -> None:
-        """Read the history in a thread that nobody waits for when the page ends."""
-        self._reading = threading.Thread(target=self._read_again, name="history", daemon=True)
-        self._reading.start()
+    def _start_looking(self) -> None:
+        """Look in a thread that nobody waits for when the page ends."""
+        self._looking = threading.Thread(target=self._look, name="look", daemon=True)
+        self._looking.start()
 
-    def _read_again(self) -> None:
-        self._history = self._read_history()
-        self._history_read = time.monotonic()
+    def _look(self) -> None:
+        try:
+            self._model.look_again()
+        except ServerError as error:
+            logger.info("who answers can't be asked: %s", error)
+        self._known = self._follow(self._known)
+        self._history = self._read_history(self._known)
+        self._looked = time.monotonic()
 
     @asynccontextmanager
     async def _warming(self, app: Starlette) -> AsyncIterator[None]:
         """Read the history before anybody asks: MLflow takes seconds to import."""
-        self._start_reading()
+        self._start_looking()
         yield
 
     def _html(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:

@@ -20,6 +20,8 @@ Probabilities = NDArray[np.float32]
 # How far from 1 a row of probabilities may add up to; anything else is taken for scores.
 _SUM_TOLERANCE = 0.01
 _MOST_PICTURES = 16
+# In a rollout releases take turns: one with half of the traffic is missed in one of 32 looks.
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,22 @@ class Said:
 class Model(Protocol):
     """A model that answers about pictures, one at a time. Safe to use from several threads.
 
-    `classes` and `release` are those of the start. `preprocessing` is how it makes a picture its
-    own, where it says so.
+    `classes` and `release` are those of the start, or of the last `look_again`. `preprocessing` is
+    how it makes a picture its own, where it says so.
     """
 
     name: str
     classes: tuple[str, ...]
     release: str
     preprocessing: Preprocessing | None
+
+    def look_again(self) -> None:
+        """Ask anew which release answers; the one known so far stays while it is one of them.
+
+        Raises:
+            ServerError: or a subclass, as `open_model`.
+        """
+        ...
 
     def answer(self, encoded: bytes) -> Said:
         """Return the answer to an encoded picture.
@@ -93,10 +103,13 @@ class LinnetModel:
     def __init__(self, client: Client, said: ModelDescription) -> None:
         self._client = client
         self.name = said.name
-        self.release = _release(said)
-        self.classes = _classes(said, _matrix(said))
-        self.preprocessing = _preprocessing(said.properties)
-        self._classes_of = {self.release: self.classes}
+        self._classes_of: dict[str, tuple[str, ...]] = {}
+        self._take(said)
+
+    def look_again(self) -> None:
+        """Ask anew which release answers."""
+        if (said := _another(self._client, self.release)) is not None:
+            self._take(said)
 
     def answer(self, encoded: bytes) -> Said:
         """Return the answer to an encoded picture."""
@@ -118,6 +131,12 @@ class LinnetModel:
         said = self._client.describe()
         self._classes_of[_release(said)] = _classes(said, _matrix(said))
 
+    def _take(self, said: ModelDescription) -> None:
+        self.classes = _classes(said, _matrix(said))
+        self.preprocessing = _preprocessing(said.properties)
+        self.release = _release(said)
+        self._classes_of[self.release] = self.classes
+
 
 class OtherModel:
     """A model of another V2 server: one picture input, and an output with a number a class.
@@ -128,13 +147,13 @@ class OtherModel:
 
     def __init__(self, client: Client, said: ModelDescription) -> None:
         self._client = client
-        self._input, self._output = _picture_input(said), _matrix(said)
         self.name = said.name
-        self.release = _release(said)
-        self.classes = _classes(said, self._output)
-        height, width = _sides(self._input)
-        square = height == width and height > 0
-        self.preprocessing = Preprocessing(height) if square else _preprocessing(said.properties)
+        self._take(said)
+
+    def look_again(self) -> None:
+        """Ask anew which release answers."""
+        if (said := _another(self._client, self.release)) is not None:
+            self._take(said)
 
     def answer(self, encoded: bytes) -> Said:
         """Return the answer to an encoded picture."""
@@ -151,6 +170,14 @@ class OtherModel:
         if self._input.datatype == "BYTES":
             return self._ask([_png(pixels) for pixels in batch]), {self.release}
         return self._ask_pixels(batch), {self.release}
+
+    def _take(self, said: ModelDescription) -> None:
+        self._input, self._output = _picture_input(said), _matrix(said)
+        self.classes = _classes(said, self._output)
+        height, width = _sides(self._input)
+        square = height == width and height > 0
+        self.preprocessing = Preprocessing(height) if square else _preprocessing(said.properties)
+        self.release = _release(said)
 
     def _ask_pixels(self, batch: Pixels) -> Probabilities:
         last = self._input.shape[3] == 3
@@ -180,6 +207,12 @@ class OtherModel:
             raise refused(error) from error
         size = (width if width > 0 else picture.width, height if height > 0 else picture.height)
         return np.asarray(picture.resize(size))
+
+
+def _another(client: Client, release: str) -> ModelDescription | None:
+    """Return what another release says of itself, None while `release` is one of those there."""
+    said = [client.describe() for _ in range(_TRIES)]
+    return None if release in map(_release, said) else said[-1]
 
 
 def _picture_input(said: ModelDescription) -> Tensor:

@@ -1,6 +1,7 @@
 """What a release tells about the model that answers: examples, report, and how it came to be."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -84,6 +85,17 @@ def find(model: Model, *, scratch: Path, connections: Connections) -> KnownRelea
         logger.debug("no release at %s: %s", address, error)
         return None
     return found if set(found.classes) == set(model.classes) else None
+
+
+def follow(
+    known: KnownRelease | None, model: Model, *, scratch: Path, connections: Connections
+) -> KnownRelease | None:
+    """Return the release that a model says it is now; of the one before nothing is kept."""
+    if known is not None and known.name == model.release:
+        return known
+    if known is not None and known.release.path.is_relative_to(scratch):
+        shutil.rmtree(known.release.path, ignore_errors=True)
+    return find(model, scratch=scratch, connections=connections)
 
 
 def require_same_classes(known: KnownRelease, model: Model) -> None:

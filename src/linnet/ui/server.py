@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import uvicorn
 
@@ -17,13 +18,18 @@ from linnet.stores.connections import Connections
 from linnet.ui.app import Page
 from linnet.ui.asking import Model, open_model
 from linnet.ui.history import History, read_history
-from linnet.ui.known import KnownRelease, find, know, require_same_classes
+from linnet.ui.known import KnownRelease, find, follow, know, require_same_classes
 from linnet.ui.settings import PageSettings
 
 logger = logging.getLogger(__name__)
 
 _RETRIES = 2
 _STOP_WITHIN_S = 5
+
+
+class _Places(TypedDict):
+    scratch: Path
+    connections: Connections
 
 
 def serve_page(
@@ -40,7 +46,8 @@ def serve_page(
     """Serve the page about a model until SIGTERM or SIGINT.
 
     `release` is a folder, `s3://…` or `model@alias`; without it the release that the server says it
-    serves is looked for where releases go. `ready` is called with the page's address.
+    serves is looked for where releases go, and again after a promotion. `ready` is called with the
+    page's address.
 
     Raises:
         ServerError: or a subclass: the endpoint can't be asked, or takes no pictures.
@@ -54,8 +61,15 @@ def serve_page(
         _listening(settings) as listener,
     ):
         asked = open_model(client)
-        known = _known(asked, release, Path(scratch), connections)
-        page = Page(asked, settings, known=known, history=_history(asked, known, connections))
+        places: _Places = {"scratch": Path(scratch), "connections": connections}
+        known = _known(asked, release, places)
+        page = Page(
+            asked,
+            settings,
+            known=known,
+            follow=partial(follow, model=asked, **places) if release is None else _stay,
+            history=partial(_history, asked, connections),
+        )
         config = uvicorn.Config(
             page.app(),
             log_config=None,
@@ -91,14 +105,12 @@ def _client(
         raise ServerError(f"{error}. If the server can't list its models, give --model") from error
 
 
-def _known(
-    model: Model, release: str | None, scratch: Path, connections: Connections
-) -> KnownRelease | None:
+def _known(model: Model, release: str | None, places: _Places) -> KnownRelease | None:
     if release is not None:
-        known = know(release, scratch=scratch, connections=connections)
+        known = know(release, **places)
         require_same_classes(known, model)
         return known
-    found = find(model, scratch=scratch, connections=connections)
+    found = find(model, **places)
     if found is None:
         logger.info(
             "%s is not where releases go, so there are no examples and no report: --release says "
@@ -108,12 +120,15 @@ def _known(
     return found
 
 
-def _history(
-    model: Model, known: KnownRelease | None, connections: Connections
-) -> Callable[[], History]:
+def _stay(known: KnownRelease | None) -> KnownRelease | None:
+    """Return the release that was asked for, whatever answers."""
+    return known
+
+
+def _history(model: Model, connections: Connections, known: KnownRelease | None) -> History:
     name = model.name if known is None else known.release.model
     run_id = None if known is None else known.provenance.get("tracking_run_id")
-    return partial(read_history, name, run_id, connections)
+    return read_history(name, run_id, connections)
 
 
 def _listening(settings: PageSettings) -> socket.socket:

@@ -32,6 +32,9 @@ class PageSettings(Settings):
     explanations_waiting: Count = Field(
         4, description="the same of explanations, which go one at a time: each asks 167 times"
     )
+    look_again_s: Seconds = Field(
+        60.0, description="time after which the release that answers is asked for anew"
+    )
     answers_counted: Count = Field(200, description="last answers that the releases' shares are of")
 
     def hosts(self) -> list[str]:

@@ -410,8 +410,9 @@ byId("own-camera").querySelector("input").addEventListener("change", (event) => 
 byId("examples")?.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  const picture = await fetch(button.dataset.example).then((response) => response.blob());
-  add([new File([picture], button.dataset.name)], { truth: button.dataset.truth });
+  const picture = await fetch(button.dataset.example).then((found) => found.ok ? found.blob() : null, () => null);
+  if (picture) add([new File([picture], button.dataset.name)], { truth: button.dataset.truth });
+  else complain("This example is not there any more: load the page again.");
 });
 
 function complain(words) {
