@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from linnet.errors import GateRefusedError, RunFailedError, SettingsError
-from linnet.settings import RunSettings
+from linnet.settings import RunSettings, SourceSettings
 from linnet.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -166,11 +166,19 @@ def with_absolute_paths(settings: RunSettings) -> RunSettings:
             return {below: in_space(value, below) for below, value in space.items()}
         return absolute(space, ("hub", "none")) if name == "weights" else space
 
-    source, train, release = settings.source, settings.train, settings.release
+    def places(source: SourceSettings) -> SourceSettings:
+        more = {
+            name: place.model_copy(update={"uri": absolute(place.uri, ("digits",))})
+            for name, place in source.more.items()
+        }
+        uri = absolute(source.uri, ("digits",))
+        return source.model_copy(update={"uri": uri, "more": more})
+
+    train, release = settings.train, settings.release
     root = None if release.root is None else absolute(release.root)
     return settings.model_copy(
         update={
-            "source": source.model_copy(update={"uri": absolute(source.uri, ("digits",))}),
+            "source": places(settings.source),
             "train": train.model_copy(update={"weights": absolute(train.weights, ("hub", "none"))}),
             "search": settings.search.model_copy(update={"space": in_space(settings.search.space)}),
             "release": release.model_copy(update={"root": root}),
@@ -203,7 +211,8 @@ def _containers(pipeline: Path, workspace: Path, settings: RunSettings) -> Any:
             f"Docker does not answer ({error}): start it, or run without --runner docker"
         ) from error
     places = [str(workspace)]
-    for place in (settings.source.uri, settings.train.weights, settings.release.root):
+    sources = [place.uri for place in settings.source.places]
+    for place in (*sources, settings.train.weights, settings.release.root):
         if place is not None and Path(place).exists():
             places.append(place)
     return local.DockerRunner(

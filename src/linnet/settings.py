@@ -81,11 +81,10 @@ class CsvSettings(Settings):
     root: str = Field("", description="folder of the pictures, relative to the source's root")
 
 
-class SourceSettings(Settings):
-    """Where the labelled pictures come from."""
+class PlaceSettings(Settings):
+    """One place with labelled pictures, and how its labels are read."""
 
     uri: str = Field(
-        "digits",
         description="digits | folder, .zip or .tar[.gz|.bz2|.xz] | s3://bucket/prefix-or-archive | "
         "torchvision://NAME",
     )
@@ -97,6 +96,22 @@ class SourceSettings(Settings):
     classes: tuple[str, ...] = Field(
         (), description="only these classes, such as [cat, dog]; empty: all that the source has"
     )
+
+
+class SourceSettings(PlaceSettings):
+    """Where the labelled pictures come from."""
+
+    uri: str = Field("digits", description=PlaceSettings.model_fields["uri"].description)
+    more: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], PlaceSettings] = Field(
+        default_factory=dict,
+        description="further sources by name, such as {annotated: {uri: s3://…}}: their pictures "
+        "join the dataset and leave the others in their splits",
+    )
+
+    @property
+    def places(self) -> tuple[PlaceSettings, ...]:
+        """Return the source's own place and the further ones."""
+        return (self, *self.more.values())
 
 
 class IngestSettings(Settings):

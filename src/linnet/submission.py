@@ -302,6 +302,10 @@ def check_reachable(settings: RunSettings) -> None:
     """
     places = {
         "source.uri": (settings.source.uri, ("digits",)),
+        **{
+            f"source.more.{name}.uri": (place.uri, ("digits",))
+            for name, place in settings.source.more.items()
+        },
         "train.weights": (settings.train.weights, ("hub", "none")),
         "release.root": (settings.release.root, (None,)),
     }

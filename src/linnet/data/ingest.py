@@ -186,7 +186,13 @@ def _quarantine_explained(quarantine: Sequence[Quarantined], destination: Path) 
 
 def _split(selection: Selection, settings: IngestSettings) -> Splits:
     candidates = [
-        Candidate(picture.facts.sha256.hex(), picture.label, picture.item.split, group)
+        Candidate(
+            picture.facts.sha256.hex(),
+            picture.label,
+            picture.item.split,
+            group,
+            added=picture.item.added is not None,
+        )
         for picture, group in zip(selection.kept, groups(selection), strict=True)
     ]
     chosen = split_pictures(

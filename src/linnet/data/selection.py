@@ -130,7 +130,7 @@ def _without_exact_duplicates(
 def _without_near_duplicates(
     pictures: list[Picture], pairs: Iterable[NearPair]
 ) -> tuple[list[Picture], list[Quarantined]]:
-    """Keep one of each cluster: of the most important split, then the largest."""
+    """Keep one of each cluster: of the most important split, not added, then the largest."""
     together: dict[int, list[Picture]] = defaultdict(list)
     roots = clusters(len(pictures), ((pair.first, pair.second) for pair in pairs))
     for root, picture in zip(roots, pictures, strict=True):
@@ -146,9 +146,10 @@ def _without_near_duplicates(
     return sorted(kept, key=lambda p: p.item.key), left_out
 
 
-def _precedence(picture: Picture) -> tuple[int, int, str]:
+def _precedence(picture: Picture) -> tuple[int, bool, int, str]:
     pixels = picture.facts.width * picture.facts.height
-    return (_KEEP_FIRST.index(picture.item.split), -pixels, picture.item.key)
+    is_added = picture.item.added is not None
+    return (_KEEP_FIRST.index(picture.item.split), is_added, -pixels, picture.item.key)
 
 
 def _place(picture: Picture) -> str:

@@ -14,13 +14,14 @@ class Candidate:
     """A picture to put in a split.
 
     `identity` is a digest of its content; `split` the official one, if there is; pictures of one
-    `group` are never parted over splits that are made here.
+    `group` are never parted over splits that are made here. An `added` one is of a further source.
     """
 
     identity: str
     label: str
     split: Split | None = None
     group: str | None = None
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,52 @@ def split_pictures(
 
     Official splits are kept. What is missing is made out of the pictures that have no split and the
     official training pictures: each class by its fraction, groups whole, in an order that depends
-    on the contents and the seed alone.
+    on the contents and the seed alone. Added pictures change none of that: each is with its group,
+    else where its own content draws it, so it stays there however many more are added.
 
     Raises:
         SourceError: a class is too small, or has too few groups, to be in every split; or there is
             nothing to train on.
     """
+    fractions: dict[Split, float] = {"val": val_fraction, "test": test_fraction}
+    own = [picture for picture in pictures if not picture.added]
+    placed = _split_own(own, fractions, seed)
+    of_group = {p.group: split for p, split in zip(own, placed, strict=True) if p.group}
+    rest, chosen = iter(placed), []
+    for picture in pictures:
+        if not picture.added:
+            chosen.append(next(rest))
+            continue
+        drawn = picture.split or _drawn(picture.identity, fractions, seed)
+        chosen.append(of_group.setdefault(picture.group, drawn) if picture.group else drawn)
+    _check_new_classes(pictures, chosen, known={picture.label for picture in own})
+    return chosen
+
+
+def _drawn(identity: str, fractions: dict[Split, float], seed: int) -> Split:
+    """Return the split that a picture draws by its content alone."""
+    drawn = int(_digest(seed, identity)[:8], 16) / 16**8
+    for split, fraction in fractions.items():
+        if drawn < fraction:
+            return split
+        drawn -= fraction
+    return "train"
+
+
+def _check_new_classes(
+    pictures: Sequence[Candidate], chosen: Sequence[Split], *, known: set[str]
+) -> None:
+    """Refuse a class of added pictures alone that a split in use would not have."""
+    new = [i for i, picture in enumerate(pictures) if picture.label not in known]
+    used = [split for split in SPLITS if split in chosen]
+    _check_classes([pictures[i] for i in new], [chosen[i] for i in new], wanted=used)
+
+
+def _split_own(
+    pictures: Sequence[Candidate], fractions: dict[Split, float], seed: int
+) -> list[Split]:
     official = {picture.split for picture in pictures if picture.split is not None}
-    shares: dict[Split, float] = {}
-    if "val" not in official:
-        shares["val"] = val_fraction
-    if "test" not in official:
-        shares["test"] = test_fraction
-    shares = {split: share for split, share in shares.items() if share > 0}
+    shares = {s: share for s, share in fractions.items() if s not in official and share > 0}
     pool = [i for i, picture in enumerate(pictures) if picture.split in (None, "train")]
     chosen: list[Split] = [picture.split or "train" for picture in pictures]
     if pool and shares:

@@ -19,7 +19,8 @@ class Item:
 
     `problem` is a reason for quarantine: "missing", "outside", "unreadable", "not_a_file",
     "symlink_loop", "unlabelled", "unsplit", "tied_votes", "conflicting_labels",
-    "conflicting_splits" or "conflicting_groups"; `detail` says it in words.
+    "conflicting_splits" or "conflicting_groups"; `detail` says it in words. `added` names the
+    further source that it is from.
     """
 
     key: str
@@ -30,13 +31,15 @@ class Item:
     attributes: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
     detail: str = ""
+    added: str | None = None
 
 
 @dataclass(frozen=True)
 class Source:
     """All items of a source, sorted by key; keys are unique, NFC and relative POSIX paths.
 
-    Either every item without a problem has a split, or none has. There are at least two classes.
+    Of each place, every item without a problem has a split, or none has. There are at least two
+    classes.
     """
 
     uri: str

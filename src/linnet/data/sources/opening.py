@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from linnet.data.sources.archive import unpack
@@ -21,9 +21,12 @@ from linnet.data.sources.remote import download, listed
 from linnet.data.sources.table import Pictures, label_by_table
 from linnet.data.sources.torchvision import torchvision_items
 from linnet.errors import SourceError
-from linnet.settings import SourceSettings
+from linnet.settings import PlaceSettings, SourceSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import open_store
+
+# The column of a dataset that names the further source a picture is from.
+ADDED = "added"
 
 _EXPECTED = (
     "expected digits, a folder, a .zip or .tar file, s3://bucket/prefix or torchvision://NAME"
@@ -35,12 +38,14 @@ def open_source(
 ) -> Source:
     """Return the source's items as local files: where they are, or below `scratch`.
 
+    Keys of a further source begin with its name.
+
     Raises:
         SourceError: the source is absent, broken, unsafe, or not labelled pictures.
         StoreError: an object store refused, or scratch is full.
     """
-    items = _items(source, scratch.absolute(), connections)
-    return checked_source(source.uri, only_classes(source.uri, items, source.classes))
+    uri = " + ".join(place.uri for place in source.places)
+    return checked_source(uri, _joined(source, scratch.absolute(), connections))
 
 
 @dataclass(frozen=True)
@@ -65,24 +70,48 @@ def open_pile(
     """
     pile = _in_bucket(source, connections) if source.uri.startswith("s3://") else None
     if pile is None:
-        pile = Pile(tuple(_items(source, scratch.absolute(), connections)), Path.read_bytes)
-    kept = only_classes(source.uri, list(pile.items), source.classes)
-    if not kept:
+        items = _joined(source, scratch.absolute(), connections)
+        pile = Pile(tuple(items), Path.read_bytes)
+    if not pile.items:
         raise SourceError(f"{source.uri} holds no pictures: give a folder or archive that has some")
-    return Pile(tuple(sorted(kept, key=lambda item: item.key)), pile.read)
+    return Pile(tuple(sorted(pile.items, key=lambda item: item.key)), pile.read)
+
+
+def _joined(source: SourceSettings, scratch: Path, connections: Connections | None) -> list[Item]:
+    """Return the items of all places."""
+    items = _of_classes(source, _items(source, scratch, connections))
+    own_folders = {item.key.partition("/")[0] for item in items}
+    for name, place in source.more.items():
+        if name in own_folders:
+            raise SourceError(
+                f"source.more calls {place.uri} {name!r}, and {source.uri} has a folder of that "
+                "name: take another name"
+            )
+        added = _items(place, scratch / "more" / name, connections)
+        for item in _of_classes(place, added):
+            attributes = {**item.attributes, ADDED: name}
+            key = f"{name}/{item.key}"
+            items.append(replace(item, key=key, attributes=attributes, added=name))
+    return items
+
+
+def _of_classes(place: PlaceSettings, items: list[Item]) -> list[Item]:
+    return only_classes(place.uri, items, place.classes)
 
 
 def _in_bucket(source: SourceSettings, connections: Connections | None) -> Pile | None:
     """Return the pictures of a bucket where they are, None for what has to be brought here."""
+    if source.more:
+        return None
     store, prefix = open_store(source.uri, connections)
     found, _ = unwrap(number_duplicates(listed(store, prefix)), source.splits)
     if not found or source.csv is not None:
         return None
-    items = label_by_folder(found, source.splits, source.uri)
+    items = _of_classes(source, label_by_folder(found, source.splits, source.uri))
     return Pile(tuple(items), lambda path: store.read(path.as_posix()))
 
 
-def _items(source: SourceSettings, scratch: Path, connections: Connections | None) -> list[Item]:
+def _items(source: PlaceSettings, scratch: Path, connections: Connections | None) -> list[Item]:
     scheme, separator, rest = source.uri.partition("://")
     if source.uri == "digits":
         _only_plain(source)
@@ -101,7 +130,7 @@ def _items(source: SourceSettings, scratch: Path, connections: Connections | Non
     raise SourceError(f"source {source.uri!r} is of no known kind ({scheme}://): {_EXPECTED}")
 
 
-def _only_plain(source: SourceSettings) -> None:
+def _only_plain(source: PlaceSettings) -> None:
     if source.csv is not None or source.splits:
         raise SourceError(
             f"source {source.uri!r} brings its own labels and splits: leave out source.csv and "
@@ -109,7 +138,7 @@ def _only_plain(source: SourceSettings) -> None:
         )
 
 
-def _local_items(source: SourceSettings, path: Path, scratch: Path) -> list[Item]:
+def _local_items(source: PlaceSettings, path: Path, scratch: Path) -> list[Item]:
     if not os.path.exists(path):  # unlike Path.exists, also False for a name that is too long
         raise SourceError(f"source {source.uri!r} is not there ({path}): {_EXPECTED}")
     left_packed: list[Found] = []
