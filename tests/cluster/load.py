@@ -72,9 +72,13 @@ class Load:
                 try:
                     answer = pool.request("POST", self._url, body=self._body, headers=self._headers)
                     self._note(answer.status, answer.data)
+                    self._then(pool, answer)
                 except urllib3.exceptions.HTTPError as error:
                     with self._lock:
                         self.lost.append(f"{time.strftime('%X')} {error!r}")
+
+    def _then(self, pool: urllib3.PoolManager, answer: urllib3.BaseHTTPResponse) -> None:
+        """Do what a client does with an answer: nothing here."""
 
     def _note(self, status: int, data: bytes) -> None:
         with self._lock:
@@ -86,6 +90,27 @@ class Load:
                 self.failed[status] += 1
             else:
                 self.lost.append(f"{time.strftime('%X')} {status} {data[:120]!r}")
+
+
+class LabellingLoad(Load):
+    """The same by people who send the true label of each answer, once, to whichever pod gets it.
+
+    `told` counts what became of the labels, by status: 404 is a pod that did not answer before.
+    """
+
+    def __init__(
+        self, url: str, host: str, model: str, body: bytes, *, label: str, clients: int = 4
+    ) -> None:
+        super().__init__(url, host, model, body, clients=clients)
+        self._feedback_url = f"{url}/feedback/{model}"
+        self._label = label
+        self.told: Counter[int] = Counter()
+
+    def _then(self, pool: urllib3.PoolManager, answer: urllib3.BaseHTTPResponse) -> None:
+        told = {"request_id": answer.headers.get("X-Request-ID"), "label": self._label}
+        said = pool.request("POST", self._feedback_url, json=told, headers=self._headers)
+        with self._lock:
+            self.told[said.status] += 1
 
 
 class GrpcLoad(Load):

@@ -123,10 +123,12 @@ class Model:
     def host(self) -> str:
         return f"{self.name}-{NAMESPACE}.example.com"
 
-    def release(self, version: str, *, root: str = ROOT) -> str:
-        """Write a release to the store and return its address."""
+    def release(self, version: str, *, root: str = ROOT, encoded: bytes | None = None) -> str:
+        """Write a release, of the tiny graph without another, to the store; return its address."""
         uri = f"{root}/{self.name}/{version}"
-        made = write_release(self.folder, pictures(), model=self.name, version=version)
+        made = write_release(
+            self.folder, pictures(), model=self.name, version=version, encoded=encoded
+        )
         store, prefix = open_store(uri, self.connections)
         for file in sorted(made.iterdir(), key=lambda file: file.name == "release.json"):
             store.upload(file, f"{prefix}/{file.name}")
@@ -178,6 +180,7 @@ class Model:
                         "protocolVersion": "v2",
                         "runtime": "linnet",
                         "storageUri": f"{ROOT}/{self.name}/{version}",
+                        "args": ["--set=feedback=true"],
                         "volumeMounts": [
                             {
                                 "name": "faults",

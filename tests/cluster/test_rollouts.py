@@ -26,7 +26,7 @@ from linnet.rollout.traffic import KServeCanary
 from linnet.stores.connections import Connections
 from linnet.stores.registry import Registry
 from manifests.install.kubectl import Kubectl
-from tests.cluster.load import GrpcLoad, Load
+from tests.cluster.load import GrpcLoad, LabellingLoad, Load
 from tests.cluster.serving_here import (
     GATEWAY,
     NAMESPACE,
@@ -38,6 +38,7 @@ from tests.cluster.serving_here import (
     small_runtime,
     store_connections,
 )
+from tests.serving.tiny_release import CLASSES, answers, graph
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,23 @@ def test_a_bad_candidate_is_taken_back_by_itself(fault: str, dark: bool, model: 
         requests.until(max(300, LEAST_REQUESTS - requests.sent))
     logger.info("%s, dark %s: %.0f s; %s\n%s", fault, dark, took, requests.words(), taken_back)
     assert requests.lost == []
+    shown = KServeCanary(model.cluster, model.name, settings()).show()
+    assert (shown.champion.version if shown.champion else None, shown.candidate) == ("v1", None)
+
+
+def test_a_candidate_that_only_true_labels_speak_against_is_taken_back(model: Model) -> None:
+    """Its samples are its own answers, so the smoke test and the replay find it right."""
+    uri = model.release("v2", encoded=graph(8))
+    truth = CLASSES[answers(graph(), [pictures()["2-flower.jpg"]])[0].argmax()]
+    any_shift = {"max_class_shift": 1.0, "max_confidence_shift": 1.0}
+    with LabellingLoad(GATEWAY, model.host, model.name, request_body(), label=truth) as requests:
+        requests.until(100)
+        with pytest.raises(RolloutAbortedError, match="feedback: wrong by the true labels"):
+            rollouts(model, analysis=QUICK["analysis"] | any_shift).start(uri)
+        requests.until(max(300, LEAST_REQUESTS - requests.sent))
+    logger.info("%s; labels by status %s", requests.words(), dict(requests.told))
+    assert requests.lost == []
+    assert requests.told.keys() == {200, 404}
     shown = KServeCanary(model.cluster, model.name, settings()).show()
     assert (shown.champion.version if shown.champion else None, shown.candidate) == ("v1", None)
 
