@@ -423,12 +423,18 @@ def test_page_asks_the_model_through_the_gateway_and_is_reached_from_it() -> Non
     assert container["command"] == [
         *("linnet", "ui", "--host=0.0.0.0", "--model=roses", "--server=http://gateway.gateways"),
         *("--authority=roses-serving.example.com", "--set=allowed_hosts=[roses.example.org]"),
+        "--set=max_picture_bytes=8000000",
     ]
     named = {one["name"]: one for one in container["env"]}
     assert named["LINNET_RELEASE_ROOT"]["value"] == "s3://models/releases"
     assert named["LINNET_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "roses-token"
     (service,) = kind("Service", case="rollout-values.yaml")
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (route,) = kind("HTTPRoute", case="rollout-values.yaml")
+    assert route["spec"]["hostnames"] == ["roses.example.org"]
+    (rule,) = route["spec"]["rules"]
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": 8090}]
+    assert rule["timeouts"] == {"request": "0s"}
     network = Network.of([*rendered("rollout-values.yaml"), DENY])
     people, gateway = (
         Pod("serving", tuple(pod["metadata"]["labels"].items())),
