@@ -12,14 +12,17 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from string import Template
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from linnet.errors import RolloutError
-from linnet.inference.metrics import Metrics
+from linnet.inference.answers import Rule
+from linnet.inference.metrics import Metrics, ModelMetrics
 from linnet.inference.settings import ServeSettings
 from linnet.rollout.cluster import Cluster
 from linnet.rollout.preflight import require_access
@@ -329,7 +332,10 @@ LOOKED = RegisteredRelease(
     {
         "drift_looked": "2026-11-21T06:00:00+00:00",
         "drift_values": json.dumps(
-            dict.fromkeys(("drift", "drift_chance", "drift_pictures", "drift_unreadable"), 0.0)
+            dict.fromkeys(
+                ("drift", "drift_chance", "drift_pictures", "drift_unreadable", "drift_sharpness"),
+                0.0,
+            )
         ),
     },
 )
@@ -367,20 +373,28 @@ def test_dashboards_are_whole() -> None:
             assert all('model=~"$model"' in target["expr"] for target in panel["targets"])
 
 
-def test_dashboards_ask_what_prometheus_understands(tmp_path: Path) -> None:
+def test_every_panel_shows_something_of_a_server_that_answers(tmp_path: Path) -> None:
     asked = [
-        target["expr"].replace("$__rate_interval", "5m")
+        Template(target["expr"]).substitute(
+            __rate_interval="5m", namespace="serving", model="flowers"
+        )
         for path in CHART.glob("files/dashboards/*.json")
         for panel in json.loads(path.read_text("utf-8"))["panels"]
         for target in panel["targets"]
     ]
-    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(asked)]
+    shown = {"eval_time": "30m", "exp_samples": [{"labels": "{}", "value": 1}]}
+    series = [{"series": name, "values": "0+1x40"} for name in _series_of_a_server()]
+    test = {
+        "interval": "1m",
+        "input_series": series,
+        "promql_expr_test": [{"expr": f"count({expr}) > bool 0", **shown} for expr in asked],
+    }
     path = tmp_path / "panels.yaml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}), "utf-8")
+    path.write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}), "utf-8")
     done = subprocess.run(
-        [_tool("promtool"), "check", "rules", path], capture_output=True, text=True
+        [_tool("promtool"), "test", "rules", path], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_networkpolicy_lets_through_what_is_needed_and_no_more() -> None:
@@ -578,6 +592,29 @@ def _values(case: str) -> list[str]:
 def _groups() -> list[Any]:
     (rules,) = (one for one in kind("ConfigMap") if "flowers.yaml" in one["data"])
     return list(yaml.safe_load(rules["data"]["flowers.yaml"])["groups"])
+
+
+def _series_of_a_server() -> Iterator[str]:
+    """Yield what Prometheus has of a server that answered and logged, and of a watch."""
+    metrics = Metrics()
+    of = ("flowers", "flowers/v1")
+    model = ModelMetrics(metrics, *of, ("daisy", "rose"))
+    model.decoded(0.1)
+    model.ran(1, 0.1, [0.1])
+    model.answered(Rule().answer(np.float32([[0.9, 0.1]])))
+    for code in ("200", "500"):
+        model.finished("rest", code, 0.1)
+        metrics.feedback.labels(*of, "true" if code == "200" else "false").inc()
+    metrics.logged.labels(*of, "written").inc()
+    for family in (
+        *metrics.registry.collect(),
+        *drift_metrics(LOOKED),
+        *run_metrics("flowers", RAN),
+    ):
+        for sample in family.samples:
+            labels = {**sample.labels, "namespace": "serving", "pod": "a"}
+            told = ", ".join(f'{name}="{value}"' for name, value in labels.items())
+            yield f"{sample.name}{{{told}}}"
 
 
 def _request(*arguments: str) -> subprocess.CompletedProcess[str]:

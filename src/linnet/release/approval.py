@@ -1,7 +1,8 @@
 """A person's yes between a release and its traffic, kept with the release in the registry.
 
 The tag `approval` of MLflow's model version decides, so it can be set there too; `approval_by`,
-`approval_at` and `approval_reason` tell of the last decision, `approval_history` of all.
+`approval_at` and `approval_reason` tell of the last decision, `approval_history` of those before,
+as far as they have room.
 """
 
 import json
