@@ -131,7 +131,7 @@ def _bring_up(kubectl: Kubectl, objects: list[Object]) -> None:
     for one in objects:
         if identity(one) in MADE_ANEW:
             kubectl.delete(one)
-    kubectl.apply(objects)
+    kubectl.apply(passwords.stamped(kubectl, objects))
     wait_for(kubectl, objects)
 
 

@@ -1,13 +1,19 @@
 """Passwords: made at install, kept when they exist, never in a file."""
 
 import base64
+import copy
+import hashlib
+import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Any
 
-from manifests.install.kubectl import Kubectl
+from manifests.install.kubectl import Kubectl, Object, identity
 
 # Who changes one of these by hand takes this label off, and it is left alone from then on.
 MANAGED = {"app.kubernetes.io/managed-by": "linnet-platform"}
+# Of a pod: a digest of the Secrets in its environment, which it reads only when it starts.
+READ = "linnet/secrets"
 # How KServe reaches the object store with the credentials beside it.
 KSERVE_S3 = {
     "serving.kserve.io/s3-endpoint": "minio.linnet-platform.svc:9000",
@@ -32,6 +38,35 @@ def make(kubectl: Kubectl, parts: Collection[str]) -> None:
     if "tracking" in parts:
         storage = SEARCH_STORAGE.format(password=postgres["search-password"])
         _give(kubectl, "kubeflow", "linnet-search", {"LINNET_SEARCH_STORAGE": storage})
+
+
+def stamped(kubectl: Kubectl, objects: list[Object]) -> list[Object]:
+    """Return the objects so that pods start anew once a Secret in their environment has changed."""
+    return [_stamped(kubectl, one) for one in objects]
+
+
+def _stamped(kubectl: Kubectl, one: Object) -> Object:
+    names = sorted({*_in_environment(one)})
+    if one["kind"] not in ("Deployment", "StatefulSet", "DaemonSet") or not names:
+        return one
+    _, namespace, _ = identity(one)
+    read = json.dumps([_read(kubectl, namespace, name) for name in names], sort_keys=True)
+    one = copy.deepcopy(one)
+    annotations = one["spec"]["template"]["metadata"].setdefault("annotations", {})
+    annotations[READ] = hashlib.sha256(read.encode()).hexdigest()[:16]
+    return one
+
+
+def _in_environment(value: Any) -> Iterator[str]:
+    match value:
+        case {"secretKeyRef": {"name": str(name)}} | {"secretRef": {"name": str(name)}}:
+            yield name
+        case dict():
+            for inner in value.values():
+                yield from _in_environment(inner)
+        case list():
+            for inner in value:
+                yield from _in_environment(inner)
 
 
 def _kept(

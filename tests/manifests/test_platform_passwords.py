@@ -78,3 +78,36 @@ def test_a_secret_of_somebody_s_own_is_left_alone(cluster: Path) -> None:
     make()
     assert secret(cluster, "kubeflow.linnet-s3") == {"AWS_ACCESS_KEY_ID": "own"}
     assert secret(cluster, "linnet-serving.linnet-s3")["AWS_ACCESS_KEY_ID"] == "linnet-models"
+
+
+def test_pods_start_anew_when_a_password_that_they_read_at_their_start_is_new(
+    cluster: Path,
+) -> None:
+    make()
+    before = read_by(server := deployment("minio", "linnet-mlflow"))
+    assert read_by(server) == before
+    file = cluster / "linnet-platform.minio.json"
+    stored = json.loads(file.read_text())
+    del stored["data"]["linnet-mlflow"]
+    file.write_text(json.dumps(stored))
+    make()
+    assert read_by(server) != before
+    assert "annotations" not in server["spec"]["template"]["metadata"]
+
+
+def test_pods_that_read_no_secret_are_left_as_they_are(cluster: Path) -> None:
+    plain = deployment("minio", "root-user")
+    del plain["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert passwords.stamped(Kubectl(timeout_s=10), [plain]) == [plain]
+
+
+def deployment(name: str, key: str) -> dict[str, Any]:
+    env = [{"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}]
+    pod = {"metadata": {}, "spec": {"containers": [{"name": "server", "env": env}]}}
+    metadata = {"name": "server", "namespace": "linnet-platform"}
+    return {"kind": "Deployment", "metadata": metadata, "spec": {"template": pod}}
+
+
+def read_by(one: dict[str, Any]) -> str:
+    (stamped,) = passwords.stamped(Kubectl(timeout_s=10), [one])
+    return str(stamped["spec"]["template"]["metadata"]["annotations"][passwords.READ])
