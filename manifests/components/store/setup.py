@@ -6,7 +6,7 @@ What is there already stays; passwords and rights are set anew.
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import urllib3
@@ -33,9 +33,11 @@ def main() -> int:
     client = Minio(endpoint=endpoint, access_key=user, secret_key=password, secure=False)
     admin = MinioAdmin(endpoint=endpoint, credentials=StaticProvider(user, password), secure=False)
     make_bucket(client)
-    add_user(admin, "linnet-pipelines", os.environ["PIPELINES_PASSWORD"], rights("", WRITE))
-    add_user(admin, "linnet-models", os.environ["MODELS_PASSWORD"], rights("releases/", READ))
-    add_user(admin, "linnet-mlflow", os.environ["MLFLOW_PASSWORD"], rights("mlflow/", WRITE))
+    add_user(admin, "linnet-pipelines", os.environ["PIPELINES_PASSWORD"], rights({"": WRITE}))
+    # A model's server reads its release, and keeps a sample of what it was asked.
+    models = rights({"releases/": READ, "log/": WRITE})
+    add_user(admin, "linnet-models", os.environ["MODELS_PASSWORD"], models)
+    add_user(admin, "linnet-mlflow", os.environ["MLFLOW_PASSWORD"], rights({"mlflow/": WRITE}))
     return 0
 
 
@@ -54,16 +56,19 @@ def make_bucket(client: Minio) -> None:
             time.sleep(2)
 
 
-def rights(prefix: str, actions: Iterable[str]) -> dict[str, Any]:
-    """Return the policy that allows actions on what lies below a prefix, and to list it."""
+def rights(actions: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    """Return the policy that allows actions on what lies below prefixes, and to list it all."""
     bucket = f"arn:aws:s3:::{BUCKET}"
     listing: dict[str, Any] = {
         "Effect": "Allow",
         "Action": ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads"],
         "Resource": [bucket],
     }
-    objects = {"Effect": "Allow", "Action": [*actions], "Resource": [f"{bucket}/{prefix}*"]}
-    return {"Version": "2012-10-17", "Statement": [listing, objects]}
+    objects = [
+        {"Effect": "Allow", "Action": [*allowed], "Resource": [f"{bucket}/{prefix}*"]}
+        for prefix, allowed in actions.items()
+    ]
+    return {"Version": "2012-10-17", "Statement": [listing, *objects]}
 
 
 def add_user(admin: MinioAdmin, name: str, password: str, policy: dict[str, Any]) -> None:

@@ -153,6 +153,10 @@ def backend(
         str | None,
         typer.Option(envvar="LINNET_TOKEN", help="The endpoint's token.", show_default=False),
     ] = None,
+    authority: Annotated[
+        str | None,
+        typer.Option(help="Host to ask the endpoint for, where a gateway tells models by it."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any.")] = 9090,
 ) -> None:
@@ -161,7 +165,7 @@ def backend(
     from linnet.client import Client
 
     studio = _studio(label_studio, token)
-    with Client(server, model=model, token=server_token) as client:
+    with Client(server, model=model, token=server_token, authority=authority) as client:
         serve_backend(
             client,
             studio,
