@@ -3,8 +3,12 @@
 Where there is no cluster with the platform on it, every test here is skipped with the reason.
 """
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +18,11 @@ from linnet.rollout.cluster import Cluster
 from manifests.install.kubectl import InstallError, Kubectl, Object
 from tests.cluster.serving_here import NAMESPACE, STORE, forwarded
 
+REPOSITORY = Path(__file__).parents[2]
+# Where a pipeline's run may change the traffic.
 SERVING = "linnet-serving"
 PLATFORM = "linnet-platform"
+KUBEFLOW = "kubeflow"
 # Of the platform's serving namespace, what a model there needs and this run's gets as well.
 COPIED = (
     ("networkpolicies", "default-deny"),
@@ -81,6 +88,41 @@ def store_url(kubectl: Kubectl) -> Iterator[str]:
     """Yield the address of the cluster's object store, forwarded to this machine."""
     with forwarded(STORE, 9000) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def tag(kubectl: Kubectl) -> str:
+    """The tag of step images that the cluster has: LINNET_IMAGE_TAG's, or this revision's."""
+    if kubectl.get("deployment", "ml-pipeline", KUBEFLOW) is None:
+        pytest.skip("needs Kubeflow Pipelines on the cluster: make platform")
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    revision = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    tag = os.environ.get("LINNET_IMAGE_TAG", revision.stdout.strip())
+    nodes = json.loads(kubectl.run("get", "nodes", "-o", "json"))["items"]
+    # A node that has just started has told of none yet, and what lost its name has none.
+    images = [one for node in nodes for one in node["status"].get("images") or ()]
+    there = {name for one in images for name in one["names"] or ()}
+    for image in (f"linnet/cpu:{tag}", f"linnet/gpu:{tag}"):
+        if not any(name.endswith(image) for name in there):
+            pytest.skip(f"needs the image {image} on a node: make images kind-load")
+    return tag
+
+
+@pytest.fixture(scope="session")
+def kubeflow(tag: str) -> Iterator[str]:
+    """Yield the address of Kubeflow Pipelines, forwarded to this machine."""
+    with forwarded(f"{KUBEFLOW}/svc/ml-pipeline", 8888) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def pipeline(tag: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return `train_and_release.yaml` for these images; the other pipelines are beside it."""
+    folder = tmp_path_factory.mktemp("compiled")
+    command = [sys.executable, "-W", "ignore", "-m", "pipelines.compile", str(folder)]
+    environment = {**os.environ, "LINNET_IMAGE_TAG": tag}
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    return folder / "train_and_release.yaml"
 
 
 @pytest.hookimpl(wrapper=True)

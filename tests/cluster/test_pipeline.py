@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,24 +15,15 @@ import urllib3
 from linnet.release.opening import open_release
 from linnet.rollout.cluster import Cluster
 from manifests.install.kubectl import InstallError, Kubectl
+from tests.cluster.conftest import KUBEFLOW, SERVING
 from tests.cluster.load import Load
-from tests.cluster.serving_here import (
-    GATEWAY,
-    ROOT,
-    forwarded,
-    request_body,
-    store_connections,
-)
+from tests.cluster.serving_here import GATEWAY, ROOT, request_body, store_connections
 from tests.shades import TRAIN
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-REPOSITORY = Path(__file__).parents[2]
 LINNET = str(Path(sys.executable).with_name("linnet"))
-NAMESPACE = "kubeflow"
 RUNNING = "--field-selector=status.phase=Running"
-# Where a pipeline's run may change the traffic.
-SERVING = "linnet-serving"
 ROLLOUT = {
     "steps": [50, 100],
     "analysis": {"hold_s": 5.0, "poll_s": 1.0, "min_requests": 50, "p99_factor": 100.0},
@@ -44,39 +34,6 @@ SEARCH = {
     "startup_trials": 2,
     "space": {"whole": {"lr": {"low": 0.001, "high": 0.01, "log": True}}},
 }
-
-
-@pytest.fixture(scope="module")
-def tag(kubectl: Kubectl) -> str:
-    """The tag of step images that the cluster has: LINNET_IMAGE_TAG's, or this revision's."""
-    if kubectl.get("deployment", "ml-pipeline", NAMESPACE) is None:
-        pytest.skip("needs Kubeflow Pipelines on the cluster: make platform")
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
-    revision = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    tag = os.environ.get("LINNET_IMAGE_TAG", revision.stdout.strip())
-    nodes = json.loads(kubectl.run("get", "nodes", "-o", "json"))["items"]
-    # A node that has just started has told of none yet, and what lost its name has none.
-    images = [one for node in nodes for one in node["status"].get("images") or ()]
-    there = {name for one in images for name in one["names"] or ()}
-    for image in (f"linnet/cpu:{tag}", f"linnet/gpu:{tag}"):
-        if not any(name.endswith(image) for name in there):
-            pytest.skip(f"needs the image {image} on a node: make images kind-load")
-    return tag
-
-
-@pytest.fixture(scope="module")
-def kubeflow(tag: str) -> Iterator[str]:
-    with forwarded(f"{NAMESPACE}/svc/ml-pipeline", 8888) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def pipeline(tag: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compiled")
-    command = [sys.executable, "-W", "ignore", "-m", "pipelines.compile", str(folder)]
-    environment = {**os.environ, "LINNET_IMAGE_TAG": tag}
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
-    return folder / "train_and_release.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +179,7 @@ def runs_of(kubeflow: str, recurring: str) -> dict[str, str]:
 def test_workers_of_a_search_share_its_trials_in_the_platform_s_database(
     command: list[str], pipeline: Path, model: str, kubectl: Kubectl
 ) -> None:
-    assert kubectl.get("secret", "linnet-search", NAMESPACE), "make platform makes it"
+    assert kubectl.get("secret", "linnet-search", KUBEFLOW), "make platform makes it"
     settings = Path(command[2])
     values = json.loads(settings.read_text()) | {"model": f"{model}s", "search": SEARCH}
     settings.write_text(json.dumps(values))
@@ -233,7 +190,7 @@ def test_workers_of_a_search_share_its_trials_in_the_platform_s_database(
 
 def delete_training_pod(kubectl: Kubectl, *, once_it_says: str) -> None:
     """Delete the one pod that trains: it alone is of a step that is tried again."""
-    here = ("-n", NAMESPACE)
+    here = ("-n", KUBEFLOW)
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for pod in kubectl.run("get", "pods", *here, "-o", "name", RUNNING).split():
