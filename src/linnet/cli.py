@@ -39,14 +39,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(rollout_commands.app, rich_help_panel="A cluster")
-app.add_typer(annotation_commands.app, rich_help_panel="Results")
-app.command(rich_help_panel="The whole pipeline")(watch)
-app.command(rich_help_panel="The whole pipeline")(trigger)
 
 PIPELINE = "The whole pipeline"
 STEPS = "One step at a time"
-RESULTS = "Results"
+RESULTS = "Releases"
+IN_USE = "A release in use"
+DAY_TWO = "Day two"
 
 SettingsFile = Annotated[
     Path | None,
@@ -436,11 +434,6 @@ def sign(
     err.print(f"signed {uri}", soft_wrap=True, highlight=False)
 
 
-app.command(rich_help_panel=RESULTS)(drift)
-app.command(rich_help_panel=RESULTS)(monitor)
-app.command("feedback", rich_help_panel=RESULTS)(give_feedback)
-
-
 @app.command(rich_help_panel=RESULTS)
 def approve(
     model: Annotated[str, typer.Argument(help="The registered model's name.")],
@@ -476,7 +469,7 @@ def approve(
     _show(made, as_json)
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(rich_help_panel=IN_USE)
 def serve(
     releases: Annotated[
         list[str],
@@ -544,7 +537,7 @@ def serve(
     serve(releases, wanted, connections=connections_of(workspace))
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(rich_help_panel=IN_USE)
 def ui(
     server: Annotated[
         str, typer.Option(help="V2 endpoint: http://host:8080 or grpc://host:8081.")
@@ -618,7 +611,7 @@ def report(
     _show(Report.load(folder), as_json, _show_report)
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(rich_help_panel=PIPELINE)
 def settings(
     section: Annotated[str | None, typer.Argument(help="Only this section, such as train.")] = None,
     schema: Annotated[
@@ -640,7 +633,7 @@ def settings(
     out.print(table)
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(rich_help_panel=IN_USE)
 def predict(
     pictures: Pictures,
     release: Annotated[
@@ -684,7 +677,7 @@ def predict(
         err.print("a label in brackets: the model would rather not say", style="dim")
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(rich_help_panel=IN_USE)
 def batch(
     source: Annotated[
         str, typer.Argument(help="Pictures: folder | archive | s3://… | torchvision://NAME.")
@@ -734,7 +727,7 @@ def batch(
     _show(summary, as_json, _show_batch)
 
 
-@app.command(rich_help_panel=RESULTS)
+@app.command(rich_help_panel=IN_USE)
 def explain(
     pictures: Pictures,
     release: Annotated[
@@ -782,6 +775,15 @@ def explain(
     for one in found:
         table.add_row(str(one.picture), one.label, _number(one.probability), str(one.overlay))
     out.print(table)
+
+
+app.add_typer(rollout_commands.app, rich_help_panel=IN_USE)
+app.command(rich_help_panel=DAY_TWO)(monitor)
+app.command(rich_help_panel=DAY_TWO)(drift)
+app.command(rich_help_panel=DAY_TWO)(watch)
+app.command(rich_help_panel=DAY_TWO)(trigger)
+app.command("feedback", rich_help_panel=DAY_TWO)(give_feedback)
+app.add_typer(annotation_commands.app, rich_help_panel=DAY_TWO)
 
 
 def _ask_server(
