@@ -12,6 +12,8 @@ PYTEST ?=
 ARGS ?=
 # What signs images and the chart; without a key it is the identity that cosign is given in CI.
 COSIGN_ARGS ?=
+# A registry without TLS: --plain-http.
+HELM_ARGS ?=
 # What `make load` asks.
 SERVER ?= http://127.0.0.1:8080
 MODEL ?=
@@ -86,7 +88,7 @@ publish-login: ## Log docker and helm in to REGISTRY as REGISTRY_USER with REGIS
 	@printf %s "$$REGISTRY_PASSWORD" | docker login "$$REGISTRY" --username "$$REGISTRY_USER" --password-stdin
 	@printf %s "$$REGISTRY_PASSWORD" | helm registry login "$$REGISTRY" --username "$$REGISTRY_USER" --password-stdin
 
-publish-images: ## Push the images, each with a bill of materials and a signature (COSIGN_ARGS='--key cosign.key')
+publish-images: ## Push the images, each with a bill of materials and a signature (COSIGN_ARGS, docs/signing.md)
 	mkdir -p build/sbom
 	for target in cpu gpu serving; do \
 		docker push --quiet $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) && \
@@ -98,11 +100,13 @@ publish-images: ## Push the images, each with a bill of materials and a signatur
 		|| exit 1; \
 	done
 
-publish-chart: ## Push the chart, made for the images at IMAGE_TAG, to IMAGE_PREFIX/charts, signed
-	rm -rf build/chart && mkdir -p build/chart
-	helm package helm/linnet --destination build/chart --app-version $(IMAGE_TAG) \
+publish-chart: ## Push the chart, made for the images at IMAGE_PREFIX and IMAGE_TAG, to IMAGE_PREFIX/charts, signed
+	rm -rf build/chart && mkdir -p build/chart && cp -r helm/linnet build/chart
+	sed 's|^  prefix: linnet$$|  prefix: $(IMAGE_PREFIX)|' helm/linnet/values.yaml > build/chart/linnet/values.yaml
+	helm package build/chart/linnet --destination build/chart --app-version $(IMAGE_TAG) \
 		$(if $(filter v%,$(IMAGE_TAG)),--version $(IMAGE_TAG:v%=%))
-	digest=$$(helm push build/chart/linnet-*.tgz oci://$(IMAGE_PREFIX)/charts 2>&1 | sed -n 's/^Digest: //p') && \
+	helm push $(HELM_ARGS) build/chart/linnet-*.tgz oci://$(IMAGE_PREFIX)/charts 2>&1 | tee build/chart/pushed
+	digest=$$(sed -n 's/^Digest: //p' build/chart/pushed) && \
 		test -n "$$digest" && cosign sign --yes $(COSIGN_ARGS) "$(IMAGE_PREFIX)/charts/linnet@$$digest"
 
 tools: setup ## Build helm, promtool and kustomize and install Chromium for the tests, unless they are there
