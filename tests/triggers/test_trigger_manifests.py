@@ -24,8 +24,8 @@ def _jobs() -> Iterator[tuple[str, Manifest, list[Manifest]]]:
 
 
 def _all() -> list[Manifest]:
-    files = ("watch.yaml", "network.yaml")
-    ours = [manifest for file in files for manifest in read(WATCH / file)]
+    files = ("triggers/watch.yaml", "triggers/network.yaml", "argo-events/network.yaml")
+    ours = [manifest for file in files for manifest in read(COMPONENTS / file)]
     return [*ours, *(job for _, job, _ in _jobs())]
 
 
@@ -52,8 +52,9 @@ def test_each_event_makes_a_command_that_there_is() -> None:
         container = job["spec"]["template"]["spec"]["containers"][0]
         arguments = list(container["args"])
         for change in changes:
-            place = int(change["dest"].rpartition(".")[2])
-            arguments[place] = change["src"].get("value", "retrain:7")
+            place = change["dest"].removeprefix("spec.template.spec.containers.0.args.")
+            if place.isdigit():
+                arguments[int(place)] = change["src"].get("value", "retrain:7")
         commands[name] = [*container["command"][1:], *arguments]
     assert commands["registry"][-6:] == [
         *("--kind", "registry", "--by", "argo-events", "--key", "retrain:7")
@@ -62,3 +63,58 @@ def test_each_event_makes_a_command_that_there_is() -> None:
         shown = CliRunner().invoke(app, command)
         # Usage is right; only the settings are not on this machine.
         assert "/settings/watch.yaml can't be read" in str(shown.exception)
+
+
+def test_events_ask_for_a_job_by_a_name_so_that_many_of_a_minute_make_one() -> None:
+    for name, _, changes in _jobs():
+        (named,) = (change["src"] for change in changes if change["dest"] == "metadata.name")
+        template = named.get("contextTemplate", named.get("dataTemplate"))
+        assert template.startswith("linnet-"), name
+    rights = [m for m in read(COMPONENTS / "argo-events/sensor.yaml") if m["kind"] == "Role"]
+    assert rights[0]["rules"][0]["verbs"] == ["get", "create", "patch"]
+
+
+def test_a_job_waits_as_long_as_the_events_that_share_it_come() -> None:
+    (job,) = (job for name, job, _ in _jobs() if name == "pictures")
+    arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert float(arguments[arguments.index("--settle") + 1]) >= 60
+
+
+def test_what_argo_events_starts_is_restricted() -> None:
+    bus, source = read(COMPONENTS / "argo-events/events.yaml")
+    sensor = read(COMPONENTS / "argo-events/sensor.yaml")[-1]
+    of_bus = bus["spec"]["jetstream"]
+    containers = {
+        "EventBus": [of_bus[f"{name}ontainerTemplate"] for name in ("c", "reloaderC", "metricsC")],
+        "EventSource": [source["spec"]["template"]["container"]],
+        "Sensor": [sensor["spec"]["template"]["container"]],
+    }
+    templates = {
+        "EventBus": of_bus,
+        "EventSource": source["spec"]["template"],
+        "Sensor": sensor["spec"]["template"],
+    }
+    for kind, template in templates.items():
+        named = [{"name": str(number), **one} for number, one in enumerate(containers[kind])]
+        pod = {"securityContext": template["securityContext"], "containers": named}
+        assert unrestricted(pod) == [], kind
+        assert template["metadata"]["labels"] == {"app.kubernetes.io/name": "linnet-events"}
+
+
+def test_each_pod_of_ours_may_go_where_it_has_to() -> None:
+    policies = [
+        one
+        for file in ("triggers/network.yaml", "argo-events/network.yaml")
+        for one in read(COMPONENTS / file)
+    ]
+    leaving = [one["spec"]["podSelector"] for one in policies if "egress" in one["spec"]]
+    labels = {
+        pod["matchLabels"]["app.kubernetes.io/name"] for pod in leaving if "matchLabels" in pod
+    }
+    labels |= {
+        value
+        for pod in leaving
+        for expression in pod.get("matchExpressions", ())
+        for value in expression["values"]
+    }
+    assert labels >= {"linnet-watch", "linnet-trigger", "linnet-events"}
