@@ -113,6 +113,11 @@ class SourceSettings(PlaceSettings):
         """Return the source's own place and the further ones."""
         return (self, *self.more.values())
 
+    @property
+    def uris(self) -> str:
+        """Return the addresses of all places, for people."""
+        return " + ".join(place.uri for place in self.places)
+
 
 class IngestSettings(Settings):
     """How pictures are checked, split and stored."""

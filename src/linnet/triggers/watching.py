@@ -159,7 +159,7 @@ def source_trigger(starter: Starter, content: Content, *, by: str) -> Trigger:
     same_pictures = bool(of_source) and _pictures(of_source[-1]) == content.pictures
     kind: Kind = "annotations" if same_pictures and content.annotations else "dataset"
     what = "labels" if kind == "annotations" else "pictures"
-    why = f"{what} of {starter.run.source.uri} are not those of the last run"
+    why = f"{what} of {starter.run.source.uris} are not those of the last run"
     return Trigger(starter.run.model, kind, key, by, why)
 
 

@@ -44,8 +44,7 @@ def open_source(
         SourceError: the source is absent, broken, unsafe, or not labelled pictures.
         StoreError: an object store refused, or scratch is full.
     """
-    uri = " + ".join(place.uri for place in source.places)
-    return checked_source(uri, _joined(source, scratch.absolute(), connections))
+    return checked_source(source.uris, _joined(source, scratch.absolute(), connections))
 
 
 @dataclass(frozen=True)
