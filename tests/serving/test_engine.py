@@ -123,16 +123,19 @@ def test_a_picture_that_is_alone_goes_to_the_wide_model_at_once() -> None:
     run(test, narrow, wide=wide, max_wait_s=5.0)
 
 
-def test_after_company_pictures_are_alone_again_once_eight_in_a_row_were() -> None:
-    narrow, wide = Recorder(), Recorder()
+def test_a_picture_in_company_leaves_cpus_to_the_others() -> None:
+    gate = threading.Event()
+    narrow, wide = Recorder(), Recorder(gate)
 
     async def test(engine: Engine, watch: Watch) -> None:
-        await engine.classify(np.concatenate([picture(1), picture(2)]))
-        for _ in range(10):
-            await engine.classify(picture(3))
-        assert (narrow.batches, wide.batches) == ([2] + [1] * 8, [1] * 2)
+        first = asyncio.create_task(engine.classify(picture(1)))
+        await asyncio.sleep(0.05)
+        await engine.classify(picture(2))
+        gate.set()
+        await first
+        assert (narrow.batches, wide.batches) == ([1], [1])
 
-    run(test, narrow, wide=wide)
+    run(test, narrow, wide=wide, workers=2)
 
 
 def test_a_large_request_is_shared_among_the_workers() -> None:

@@ -24,9 +24,6 @@ Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Prepare = Callable[[], Pixels]
 
-# After company, so many runs in a row without any, and the next one counts as alone.
-_ALONE_AGAIN = 8
-
 
 class Model(Protocol):
     """What answers prepared pictures, uint8 [N, S, S, 3], with probabilities [N, C]."""
@@ -97,7 +94,7 @@ class Decoders:
                 job.pictures = job.prepare() if job.prepare else job.pictures
             except Exception as error:
                 engine.left(job)
-                engine.fail([job], _without_frames(error))
+                engine.fail([job], without_frames(error))
             else:
                 job.prepare = None
                 job.decode_s = time.perf_counter() - started
@@ -149,7 +146,6 @@ class Engine:
         self._coming = 0
         self._idle = 0
         self._running = 0
-        self._in_a_row = _ALONE_AGAIN
         self._closed = False
         self._workers = [
             threading.Thread(target=self._work, name=f"infer-{n}", daemon=True)
@@ -273,16 +269,8 @@ class Engine:
         return _Plan(jobs, alone=self._alone(count))
 
     def _alone(self, count: int) -> bool:
-        """Return whether a run may have all CPUs.
-
-        Not as soon as nothing else is there: at half load the next picture comes meanwhile, and two
-        runs would fight for the CPUs that one of them took for its own.
-        """
-        if count == 1 and not self._running and not self._queue and not self._coming:
-            self._in_a_row += 1
-        else:
-            self._in_a_row = 0
-        return self._in_a_row > _ALONE_AGAIN
+        """Return whether a run may have all CPUs: nothing else is there."""
+        return count == 1 and not self._running and not self._queue and not self._coming
 
     def _run(self, plan: _Plan, buffer: Pixels) -> None:
         started = time.perf_counter()
@@ -322,9 +310,9 @@ def _together(jobs: list[Job], buffer: Pixels) -> Pixels:
     return buffer[:row]
 
 
-def _without_frames(error: Exception) -> Exception:
-    """Return an error that keeps no half-decoded picture alive, if it is the picture's fault."""
-    if isinstance(error, LinnetError):
+def without_frames(error: Exception) -> Exception:
+    """Return an error that keeps no picture alive, if it is one that requests may cause."""
+    if isinstance(error, LinnetError | MemoryError):
         link: BaseException | None = error
         while link is not None:
             link.__traceback__ = None

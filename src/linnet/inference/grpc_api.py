@@ -17,6 +17,7 @@ from linnet import __version__
 from linnet.errors import RequestError
 from linnet.inference import v2
 from linnet.inference.answers import Answers
+from linnet.inference.engine import without_frames
 from linnet.inference.logs import Access
 from linnet.inference.messages import Infer, read_infer
 from linnet.inference.metrics import Metrics
@@ -288,6 +289,7 @@ class GrpcServer:
                 code = "OK"
                 return message
             except (RequestError, MemoryError) as error:
+                without_frames(error)
                 refusal = error if isinstance(error, RequestError) else out_of_memory()
                 status = CODES.get(refusal.status, grpc.StatusCode.INTERNAL)
                 code = status.name

@@ -17,6 +17,7 @@ from linnet.errors import RequestError
 from linnet.inference import metrics as prometheus
 from linnet.inference import openapi, v1, v2
 from linnet.inference.answers import Answers
+from linnet.inference.engine import without_frames
 from linnet.inference.feedback import Feedback
 from linnet.inference.fetching import Fetcher
 from linnet.inference.http import JSON, Request, Response, error_response
@@ -82,6 +83,7 @@ class Rest:
             async with asyncio.timeout(self._settings.request_timeout_s):
                 response = refusal or await self._route(request)
         except RequestError as error:
+            without_frames(error)
             response = error_response(error)
         except TimeoutError:
             response = error_response(
