@@ -7,7 +7,8 @@
 Everything runs on 127.0.0.1, in turn, in rounds; a slice of the bare loop lies before and after
 every measurement, and ratios are of neighbours. Servers that aren't measured are stopped (SIGSTOP).
 Peers get an environment each below build/bench; one that can't be installed is reported as such.
-All numbers go to build/bench/serving.json, and as tables to build/bench/serving.md.
+A peer that dies meanwhile is left out from then on.
+All numbers go to build/bench/serving.json as they come, and as tables to build/bench/serving.md.
 """
 
 import argparse
@@ -41,7 +42,7 @@ PLACE = ROOT / "build" / "bench"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 OCTETS = ("Content-Type", "application/octet-stream")
 AS_JSON = ("Content-Type", "application/json")
-START_S = 90.0
+START_S = 180.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 CPUS = available_cpus()
 # Of the machine; a measurement with more is used only where there is no quieter one.
@@ -284,15 +285,17 @@ def started(
 def _wait(server: Server, log: Path) -> None:
     until = time.monotonic() + START_S
     waiting = dict(server.targets)
-    said = ""
+    said, patience = "", 0.3
     while waiting and time.monotonic() < until and server.process.poll() is None:
         time.sleep(0.3)
         for form, target in list(waiting.items()):
             with suppress(OSError):
-                seen = load.closed(target, clients=1, seconds=0.3)
+                seen = load.closed(target, clients=1, seconds=patience)
                 said = f"{form}: {seen.refused} refused, {seen.lost} lost"
                 if seen.answered:
                     del waiting[form]
+                else:
+                    patience = min(2 * patience, 5.0)
     if waiting:
         tail = log.read_text(errors="replace")[-600:]
         raise RuntimeError(f"{server.name} does not answer {', '.join(waiting)} ({said})\n{tail}")
@@ -364,6 +367,18 @@ class Seen:
 Results = dict[tuple[str, str, int], list[Seen]]
 
 
+@contextmanager
+def surviving(server: Server, failed: dict[str, str]) -> Iterator[None]:
+    """Note that a peer has died, and go on without it."""
+    try:
+        yield
+    except OSError as error:
+        if server.name == "linnet":
+            raise
+        failed[server.name] = f"died while it was measured ({error})"
+        print(f"{server.name} {failed[server.name]}", flush=True)
+
+
 def throughput(
     limit: Limit,
     servers: list[Server],
@@ -371,22 +386,36 @@ def throughput(
     results: Results,
     *,
     clients: Sequence[int],
+    failed: dict[str, str],
 ) -> None:
     """One round: every server, format and number of clients, each between two slices of limit."""
     for form, (source, _) in FORMATS.items():
         before = limit.slice(source, options.slice_s)
         for count in clients:
-            for server in [one for one in servers if form in one.targets]:
-                server.wake()
-                load.closed(server.targets[form], clients=count, seconds=0.3)
-                cpu, busy, began = server.cpu_s(), busy_s(), time.perf_counter()
-                found = load.closed(server.targets[form], clients=count, seconds=options.seconds)
-                cpu, took = server.cpu_s() - cpu, time.perf_counter() - began
-                others = (busy_s() - busy - cpu - found.client_cpu_s) / (took * CPUS)
-                server.sleep()
-                after = limit.slice(source, options.slice_s)
-                results[server.name, form, count].append(_seen(found, cpu, others, before, after))
-                before = after
+            for server in _with(form, servers, failed):
+                with surviving(server, failed):
+                    found, cpu, others = _loaded(server, form, count, options.seconds)
+                    after = limit.slice(source, options.slice_s)
+                    seen = _seen(found, cpu, others, before, after)
+                    results[server.name, form, count].append(seen)
+                    before = after
+
+
+def _with(form: str, servers: list[Server], failed: dict[str, str]) -> list[Server]:
+    """Return the servers that answer a format and have not died."""
+    return [one for one in servers if form in one.targets and one.name not in failed]
+
+
+def _loaded(server: Server, form: str, clients: int, seconds: float) -> tuple[Load, float, float]:
+    """Return what became of a load, its CPU seconds in the server, and the share of others."""
+    server.wake()
+    load.closed(server.targets[form], clients=clients, seconds=0.3)
+    cpu, busy, began = server.cpu_s(), busy_s(), time.perf_counter()
+    found = load.closed(server.targets[form], clients=clients, seconds=seconds)
+    cpu, took = server.cpu_s() - cpu, time.perf_counter() - began
+    others = (busy_s() - busy - cpu - found.client_cpu_s) / (took * CPUS)
+    server.sleep()
+    return found, cpu, others
 
 
 def busy_s() -> float:
@@ -429,7 +458,12 @@ def alone(limit: Limit, ours: Server, options: argparse.Namespace) -> dict[str, 
     return beyond
 
 
-def equal_load(servers: list[Server], results: Results, options: argparse.Namespace) -> Any:
+def equal_load(
+    servers: list[Server],
+    results: Results,
+    options: argparse.Namespace,
+    failed: dict[str, str],
+) -> Any:
     """p99 in milliseconds at 0.6 of what the best peer reaches, by format and server."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for form in FORMATS:
@@ -440,17 +474,19 @@ def equal_load(servers: list[Server], results: Results, options: argparse.Namesp
         ]
         if not rates:
             continue
-        for _ in range(options.rounds):
-            for server in [one for one in servers if form in one.targets]:
-                server.wake()
-                seen = load.open_loop(
-                    server.targets[form],
-                    rate=0.6 * max(rates),
-                    seconds=options.seconds,
-                    connections=32,
-                )
-                server.sleep()
-                found[form][server.name].append(seen.percentile(99) * 1e3)
+        for _ in range(options.rounds + 1):
+            for server in _with(form, servers, failed):
+                with surviving(server, failed):
+                    server.wake()
+                    seen = load.open_loop(
+                        server.targets[form],
+                        rate=0.6 * max(rates),
+                        # The slowest hundredth takes some hundreds to be known.
+                        seconds=2 * options.seconds,
+                        connections=32,
+                    )
+                    server.sleep()
+                    found[form][server.name].append(seen.percentile(99) * 1e3)
     return found
 
 
@@ -538,7 +574,11 @@ def peer_server(stack: ExitStack, name: str, model: Path, shown: Picture) -> Ser
 
     environment = {"MODEL": str(model), **peer.environment}
     targets = lambda rest, grpc: peer_targets(name, rest, grpc, shown)  # noqa: E731
-    return stack.enter_context(started(name, command, environment, targets))
+    try:
+        return stack.enter_context(started(name, command, environment, targets))
+    except RuntimeError:
+        # Its ports may have been taken meanwhile.
+        return stack.enter_context(started(name, command, environment, targets))
 
 
 def installed(name: str, packages: tuple[str, ...]) -> Path:
@@ -573,8 +613,13 @@ def prepare_all(options: argparse.Namespace) -> None:
         print(name, installed(name.split()[0], PEERS[name].packages), flush=True)
 
 
-def run(network: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one network; return everything for the JSON file, after printing it."""
+def run(
+    network: str, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Measure one network; return everything for the JSON file, after printing it.
+
+    `keep` is given what there is as it comes.
+    """
     began = time.monotonic()
     shown = picture()
     model, small = exported(network, options.weights)
@@ -597,11 +642,12 @@ def run(network: str, options: argparse.Namespace) -> dict[str, Any]:
             print(f"{network}: round {number + 1} of {options.rounds}", flush=True)
             # One client at a time says little about throughput: once is enough.
             clients = [one for one in options.clients if one > 1 or not number]
-            throughput(limit, servers, options, results, clients=clients)
+            throughput(limit, servers, options, results, clients=clients, failed=failed)
+            keep({"network": network, "failed": failed, "throughput": _rows(results)})
         memory = {server.name: server.rss_mib() for server in servers}
         show(network, limit, results)
         beyond = alone(limit, ours, options)
-        level = equal_load(servers, results, options)
+        level = equal_load(servers, results, options, failed)
         tiny = our_server(stack, "linnet int8", small, shown)
         ratios = quantized(ours, tiny, options)
         flood = overload(ours, options)
@@ -612,23 +658,29 @@ def run(network: str, options: argparse.Namespace) -> dict[str, Any]:
     print("  overload: " + ", ".join(f"{name} {value:.5g}" for name, value in flood.items()))
     minutes = (time.monotonic() - began) / 60
     print(f"{network}: {minutes:.1f} minutes", flush=True)
-    return {
+    everything = {
         "network": network,
         "minutes": minutes,
         "memory_mib": memory,
         "claims": [asdict(claim) for claim in claims],
         "limit": limit.kinds,
         "failed": failed,
-        "throughput": [
-            {"server": key[0], "format": key[1], "clients": key[2], **asdict(seen)}
-            for key, rounds in results.items()
-            for seen in rounds
-        ],
+        "throughput": _rows(results),
         "alone_beyond_model_ms": beyond,
         "p99_at_equal_load_ms": level,
         "int8_over_fp32": ratios,
         "overload": flood,
     }
+    keep(everything)
+    return everything
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"server": key[0], "format": key[1], "clients": key[2], **asdict(seen)}
+        for key, rounds in results.items()
+        for seen in rounds
+    ]
 
 
 def median(rounds: Sequence[Seen], name: str) -> float:
@@ -873,10 +925,13 @@ def main() -> None:
     if options.prepare:
         prepare_all(options)
         return
-    found = []
+    found: list[dict[str, Any]] = []
+
+    def keep(one: dict[str, Any]) -> None:
+        (PLACE / "serving.json").write_text(json.dumps([*found, one], indent=1))
+
     for network in options.networks:
-        found.append(run(network, options))
-        (PLACE / "serving.json").write_text(json.dumps(found, indent=1))
+        found.append(run(network, options, keep))
         (PLACE / "serving.md").write_text(markdown(found, options))
     print(f"\nall numbers: {PLACE / 'serving.json'}; as tables: {PLACE / 'serving.md'}")
 
