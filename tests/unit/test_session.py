@@ -10,7 +10,7 @@ import pytest
 from linnet.data.dataset import Dataset
 from linnet.errors import GraphError
 from linnet.inference.predict import predict_split
-from linnet.inference.session import Graph, Session
+from linnet.inference.session import Graph, Portions, Session
 from tests.release_parts import SIDE, write_dataset, write_graph
 
 
@@ -38,6 +38,15 @@ def test_a_graph_can_be_asked_from_several_threads(graph: Path) -> None:
         found = list(pool.map(opened.predict, batches))
     for batch, answer in zip(batches, found, strict=True):
         assert answer == pytest.approx(opened.predict(batch))
+
+
+def test_portions_are_put_together_in_order(graph: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (11, SIDE, SIDE, 3), np.uint8)
+    whole = Session(graph / "model.onnx").predict(pictures)
+    found = Portions(graph / "model.onnx", threads=3)
+    assert found.predict(pictures) == pytest.approx(whole, abs=1e-6)
+    assert found.predict(pictures[:0]).shape == (0, 3)
+    assert np.array_equal(found.predict(pictures), found.predict(pictures))
 
 
 def test_a_folder_without_a_manifest_is_not_a_finished_graph(graph: Path) -> None:

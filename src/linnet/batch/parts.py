@@ -165,6 +165,9 @@ class Parts:
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def _parquet(self, rows: Sequence[Answered]) -> bytes:
+        # Made of one array: a list of arrays would be looked at number by number.
+        numbers = np.array([row.probabilities for row in rows], np.float32)
+        starts = np.arange(len(rows) + 1, dtype=np.int32) * len(self._classes)
         table = pa.table(
             {
                 "key": pa.array([row.key for row in rows], pa.string()),
@@ -173,14 +176,12 @@ class Parts:
                 "abstain": pa.array([row.abstain for row in rows], pa.bool_()),
                 "release": pa.array([self._release] * len(rows), pa.string()),
                 "true_label": pa.array([row.true_label for row in rows], pa.string()),
-                "probabilities": pa.array(
-                    [row.probabilities for row in rows], pa.list_(pa.float32())
-                ),
+                "probabilities": pa.ListArray.from_arrays(starts, numbers.ravel()),
             }
         )
         table = table.replace_schema_metadata({"classes": json.dumps(self._classes)})
         file = io.BytesIO()
-        pq.write_table(table, file)
+        pq.write_table(table, file, use_dictionary=["label", "release", "true_label"])
         return file.getvalue()
 
     def _csv(self, rows: Sequence[Answered]) -> bytes:

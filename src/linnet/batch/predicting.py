@@ -15,6 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Semaphore
 
 import numpy as np
 
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 Loaded = tuple[Item, bytes | PictureError]
 
 _CHUNK = 16
+# Pictures of a run of the graph, where there are too few for measuring what suits it.
+_AT_ONCE = 4
+_WORTH_MEASURING = 500
 _READERS = 4
 # What is wrong with a label does not keep a picture from being answered.
 _ABOUT_LABELS = frozenset(
@@ -96,7 +100,9 @@ def batch(
         if len(todo) < len(parts):
             log.info("%d of %d parts are done already", len(parts) - len(todo), len(parts))
         if todo:
-            _answer_all(Model(opened, read, settings), answers.parts, todo, settings)
+            pictures = sum(len(part.items) for part in todo)
+            model = Model(opened, read, settings, measured=pictures >= _WORTH_MEASURING)
+            _answer_all(model, answers.parts, todo, settings)
         summary = answers.finish(len(parts), Path(temporary), time.monotonic() - started)
     log.info("%s", summary.headline())
     summary.require_answers()
@@ -104,10 +110,18 @@ def batch(
 
 
 class Model:
-    """A release that answers loaded pictures. Safe to call from several threads."""
+    """A release that answers loaded pictures. Safe to call from several threads.
+
+    `measured`: the first thread that calls finds out how many pictures a run should have.
+    """
 
     def __init__(
-        self, release: Release, read: Callable[[Path], bytes], settings: BatchSettings
+        self,
+        release: Release,
+        read: Callable[[Path], bytes],
+        settings: BatchSettings,
+        *,
+        measured: bool,
     ) -> None:
         digest = release.manifest["files"][release.graph_path.name]["sha256"]
         self.threads = settings.threads or available_cpus()
@@ -116,8 +130,8 @@ class Model:
         self._rule = Rule.of(release.manifest)
         self._spec = Preprocessing.from_json(release.manifest["preprocessing"])
         self._session = Session(release.graph_path, sha256=digest, threads=1)
-        side = self._spec.size_px
-        self._at_once = measure(self._session, (side, side, 3)).pictures
+        self._at_once = _AT_ONCE
+        self._to_measure = Semaphore(int(measured))
 
     def load(self, items: Sequence[Item]) -> list[Loaded]:
         """Return pictures with their bytes, or with why they have none."""
@@ -135,18 +149,26 @@ class Model:
                 items.append(item)
             except PictureError as error:
                 rows.append(LeftOut(item.key, item.label, error.reason, error.detail))
-        for start in range(0, len(items), self._at_once):
-            together = np.stack(prepared[start : start + self._at_once])
+        at_once = self._pictures_of_a_run()
+        for start in range(0, len(items), at_once):
+            together = np.stack(prepared[start : start + at_once])
             said = self._rule.answer(self._session.predict(together))
             rows += [
                 Answered(item.key, item.label, int(best), float(score), bool(abstain), found)
                 for item, best, score, abstain, found in zip(
-                    items[start : start + self._at_once],
+                    items[start : start + at_once],
                     *(said.best, said.scores, said.abstain, said.probabilities),
                     strict=True,
                 )
             ]
         return rows
+
+    def _pictures_of_a_run(self) -> int:
+        # The others go on meanwhile: a whole batch shall not wait for one thread.
+        if self._to_measure.acquire(blocking=False):
+            side = self._spec.size_px
+            self._at_once = measure(self._session, (side, side, 3)).pictures
+        return self._at_once
 
     def _bytes_of(self, item: Item) -> bytes | PictureError:
         if item.path is None or (item.problem and item.problem not in _ABOUT_LABELS):

@@ -19,7 +19,7 @@ from linnet.evaluation.report import Check, Decision, Report, load_predictions
 from linnet.evaluation.writing import write
 from linnet.inference.answers import Rule
 from linnet.inference.predict import Predictions, predict_split
-from linnet.inference.session import Graph, Session
+from linnet.inference.session import Graph, Portions
 from linnet.settings import LOWER_IS_BETTER, EvaluateSettings, GateSettings, Metric
 
 log = logging.getLogger(__name__)
@@ -230,12 +230,12 @@ def _check_of_graph(report: Report, sha256: str, folder: Path) -> None:
 class _Champion:
     """The champion's graph, answering in the candidate's order of classes."""
 
-    session: Session
+    graph: Portions
     preprocessing: Preprocessing
     order: NDArray[np.intp]
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.session.predict(pictures)[:, self.order]
+        return self.graph.predict(pictures)[:, self.order]
 
 
 def _compared(
@@ -247,7 +247,7 @@ def _compared(
         return Incomparable(name, _differing(classes, report.classes))
     settings = EvaluateSettings(**report.settings)
     opened = _Champion(
-        session=Session(champion.graph_path),
+        graph=Portions(champion.graph_path),
         preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
         order=np.array([classes.index(known) for known in report.classes]),
     )

@@ -10,7 +10,7 @@ from linnet.client import Answer
 from linnet.data.preprocessing import Preprocessing, prepare_many
 from linnet.errors import SourceError
 from linnet.inference.answers import Rule
-from linnet.inference.session import Session
+from linnet.inference.session import Portions
 from linnet.machine import available_cpus
 from linnet.release.opening import Release
 
@@ -30,11 +30,11 @@ class LocalModel:
         self.classes = tuple(release.manifest["classes"])
         self.rule = Rule.of(release.manifest)
         self.preprocessing = Preprocessing.from_json(release.manifest["preprocessing"])
-        self._session = Session(release.graph_path, sha256=digest)
+        self._graph = Portions(release.graph_path, sha256=digest)
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return probabilities [N, C] of prepared pictures, uint8 [N, S, S, 3], RGB."""
-        return self._session.predict(pictures)
+        return self._graph.predict(pictures)
 
     def predict(self, pictures: Sequence[bytes]) -> list[Answer]:
         """Return an answer to each encoded picture, in order.

@@ -6,6 +6,7 @@ prediction and the server need.
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,8 @@ OUTPUT = "probabilities"
 # Microseconds that a session's idle threads look for work before they sleep. With 0, each step of
 # a graph has to wake them; by default they eat the CPU that others need.
 _SPIN_US = "50"
+# Decision 6 has the CPU of a picture by the size of a batch: 4 is near the best of each network.
+_PORTION = 4
 _AGAIN = "export the checkpoint again, or copy the folder whole"
 
 
@@ -110,7 +113,8 @@ class Graph:
 
     Args:
         path: folder with `model.onnx` and `graph.json`.
-        threads: threads inside one call; null: one per CPU this process may use.
+        threads: portions of a call that are answered at once; null: one per CPU this process may
+            use.
 
     Raises:
         GraphError: the folder is incomplete, damaged, or its model is not the manifest's.
@@ -120,15 +124,45 @@ class Graph:
         self.manifest = GraphManifest.load(path)
         self.classes = self.manifest.classes
         self.preprocessing = self.manifest.preprocessing
-        self.session = Session(path / MODEL, sha256=self.manifest.sha256, threads=threads)
+        self._portions = Portions(path / MODEL, sha256=self.manifest.sha256, threads=threads)
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return probabilities [N, C] of prepared pictures, uint8 [N, H, W, 3], RGB."""
-        return self.session.predict(pictures)
+        return self._portions.predict(pictures)
+
+
+class Portions:
+    """A bare `model.onnx` that answers many pictures in portions, each on a thread of its own.
+
+    That takes less CPU a picture than all of them at once on all CPUs: the numbers in between stay
+    in the caches, and no thread waits for another. A portion's size is fixed, so that the same
+    pictures get the same answers to the last bit. Safe to call from several threads.
+
+    Raises:
+        GraphError: as `Session`.
+    """
+
+    def __init__(
+        self, model: Path, *, sha256: str | None = None, threads: int | None = None
+    ) -> None:
+        self._session = Session(model, sha256=sha256, threads=1)
+        self._pool = ThreadPoolExecutor(threads or available_cpus(), thread_name_prefix="answer")
+
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities [N, C] of prepared pictures, uint8 [N, H, W, 3], RGB.
+
+        Raises:
+            GraphError, MemoryError: as `Session.predict`.
+        """
+        starts = range(0, max(1, len(pictures)), _PORTION)
+        portions = [pictures[start : start + _PORTION] for start in starts]
+        return np.concatenate(list(self._pool.map(self._session.predict, portions)))
 
 
 class Session:
     """A bare `model.onnx` on ONNX Runtime, without a manifest.
+
+    `threads` compute inside one call; null: one per CPU this process may use.
 
     Raises:
         GraphError: the file is absent, is not the one with this digest, or can't be run here.

@@ -13,7 +13,7 @@ from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DriftError
 from linnet.folders import written_whole
 from linnet.inference.answers import Rule
-from linnet.inference.session import Session
+from linnet.inference.session import Portions
 from linnet.monitoring.comparison import Shift, compare
 from linnet.monitoring.features import Sample, measure
 from linnet.monitoring.page import render
@@ -158,7 +158,7 @@ def _measured(
     digest = release.manifest["files"][release.graph_path.name]["sha256"]
     return measure(
         pictures(source, settings, connections),
-        Session(release.graph_path, sha256=digest),
+        Portions(release.graph_path, sha256=digest),
         Preprocessing.from_json(release.manifest["preprocessing"]),
         Rule.of(release.manifest),
     )

@@ -35,6 +35,7 @@ from linnet.inference.session import (
     OUTPUT,
     GraphManifest,
     Parity,
+    Portions,
     Session,
 )
 from linnet.machine import available_cpus
@@ -138,8 +139,8 @@ def export(
         (folder / MODEL).write_bytes(encoded)
         proof = spread(len(chosen), settings.parity_pictures)
         expected = torch.softmax(torch.from_numpy(logits[proof]) / servable.temperature, dim=1)
-        session = Session(folder / MODEL)
-        found, _ = _answers(session.predict, data, chosen[proof], spec, "answer with ONNX")
+        answer = Portions(folder / MODEL).predict
+        found, _ = _answers(answer, data, chosen[proof], spec, "answer with ONNX")
         parity = compare_answers(expected.numpy(), found, settings)
         _log_parity(parity)
         choice = choose_precision(

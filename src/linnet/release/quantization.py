@@ -27,7 +27,7 @@ from linnet.data.dataset import Dataset
 from linnet.data.preprocessing import Preprocessing
 from linnet.errors import DatasetError, GraphError
 from linnet.evaluation.calibration import Temperature, fit_temperature
-from linnet.inference.session import INPUT, OUTPUT, Session
+from linnet.inference.session import INPUT, OUTPUT, Portions, Session
 from linnet.machine import int8_saturates
 from linnet.release.profiling import cpu_ms
 from linnet.release.rows import prepared_rows, spread
@@ -168,13 +168,13 @@ def _measured(
     settings: ExportSettings,
 ) -> tuple[Precision, NDArray[np.float32], NDArray[np.int64]]:
     """Return the choice, int8's probabilities [N, C] and the labels [N] of the validation rows."""
-    sessions = {"fp32": Session(fp32), "int8": Session(int8)}
-    answers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in sessions}
+    graphs = {"fp32": Portions(fp32), "int8": Portions(int8)}
+    answers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in graphs}
     truth = []
     for pictures, labels in prepared_rows(dataset, "val", rows, spec, what="compare int8"):
         truth.append(labels)
-        for name, session in sessions.items():
-            answers[name].append(session.predict(pictures))
+        for name, graph in graphs.items():
+            answers[name].append(graph.predict(pictures))
     labels = np.concatenate(truth)
     probabilities = {name: np.concatenate(found) for name, found in answers.items()}
     predicted = {name: found.argmax(axis=1) for name, found in probabilities.items()}
