@@ -12,7 +12,7 @@ from manifests.install.kubectl import Kubectl, Object, identity
 
 # Who changes one of these by hand takes this label off, and it is left alone from then on.
 MANAGED = {"app.kubernetes.io/managed-by": "linnet-platform"}
-# Of a pod: a digest of the Secrets in its environment, which it reads only when it starts.
+# Of a pod: a digest of the passwords in its environment, which it reads only when it starts.
 READ = "linnet/secrets"
 # How KServe reaches the object store with the credentials beside it.
 KSERVE_S3 = {
@@ -41,26 +41,28 @@ def make(kubectl: Kubectl, parts: Collection[str]) -> None:
 
 
 def stamped(kubectl: Kubectl, objects: list[Object]) -> list[Object]:
-    """Return the objects so that pods start anew once a Secret in their environment has changed."""
+    """Return the objects so that pods start anew once a password that they read has changed."""
     return [_stamped(kubectl, one) for one in objects]
 
 
 def _stamped(kubectl: Kubectl, one: Object) -> Object:
-    names = sorted({*_in_environment(one)})
-    if one["kind"] not in ("Deployment", "StatefulSet", "DaemonSet") or not names:
+    named = sorted({*_in_environment(one)})
+    if one["kind"] not in ("Deployment", "StatefulSet", "DaemonSet") or not named:
         return one
     _, namespace, _ = identity(one)
-    read = json.dumps([_read(kubectl, namespace, name) for name in names], sort_keys=True)
+    known = {name: _read(kubectl, namespace, name) for name, _ in named}
+    read = json.dumps([known[name].get(key) for name, key in named])
     one = copy.deepcopy(one)
     annotations = one["spec"]["template"]["metadata"].setdefault("annotations", {})
     annotations[READ] = hashlib.sha256(read.encode()).hexdigest()[:16]
     return one
 
 
-def _in_environment(value: Any) -> Iterator[str]:
+def _in_environment(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the Secrets' names and keys."""
     match value:
-        case {"secretKeyRef": {"name": str(name)}} | {"secretRef": {"name": str(name)}}:
-            yield name
+        case {"secretKeyRef": {"name": str(name), "key": str(key)}}:
+            yield name, key
         case dict():
             for inner in value.values():
                 yield from _in_environment(inner)

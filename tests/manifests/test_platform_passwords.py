@@ -85,6 +85,7 @@ def test_pods_start_anew_when_a_password_that_they_read_at_their_start_is_new(
 ) -> None:
     make()
     before = read_by(server := deployment("minio", "linnet-mlflow"))
+    store = read_by(deployment("minio", "root-password"))
     assert read_by(server) == before
     file = cluster / "linnet-platform.minio.json"
     stored = json.loads(file.read_text())
@@ -92,6 +93,7 @@ def test_pods_start_anew_when_a_password_that_they_read_at_their_start_is_new(
     file.write_text(json.dumps(stored))
     make()
     assert read_by(server) != before
+    assert read_by(deployment("minio", "root-password")) == store
     assert "annotations" not in server["spec"]["template"]["metadata"]
 
 

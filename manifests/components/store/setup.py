@@ -30,7 +30,15 @@ def main() -> int:
     endpoint, user, password = (
         os.environ[name] for name in ("ENDPOINT", "ROOT_USER", "ROOT_PASSWORD")
     )
-    client = Minio(endpoint=endpoint, access_key=user, secret_key=password, secure=False)
+    # What a MinIO that restarts leaves unanswered is asked again after this time.
+    patience = urllib3.PoolManager(timeout=10, retries=False)
+    client = Minio(
+        endpoint=endpoint,
+        access_key=user,
+        secret_key=password,
+        secure=False,
+        http_client=patience,
+    )
     admin = MinioAdmin(endpoint=endpoint, credentials=StaticProvider(user, password), secure=False)
     make_bucket(client)
     add_user(admin, "linnet-pipelines", os.environ["PIPELINES_PASSWORD"], rights({"": WRITE}))
