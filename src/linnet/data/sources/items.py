@@ -12,6 +12,9 @@ from linnet.settings import Split
 
 log = logging.getLogger(__name__)
 
+# One for all: a source may have millions of pictures.
+_NO_ATTRIBUTES: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -28,7 +31,7 @@ class Item:
     path: Path | None
     split: Split | None = None
     group: str | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=lambda: _NO_ATTRIBUTES)
     problem: str | None = None
     detail: str = ""
     added: str | None = None
@@ -83,7 +86,7 @@ def number_duplicates(found: Iterable[Found]) -> list[Found]:
             key = numbered(file.key, number)
             number += 1
         taken.add(key)
-        unique.append(replace(file, key=key))
+        unique.append(file if key == file.key else replace(file, key=key))
     return sorted(unique, key=lambda f: f.key)
 
 
