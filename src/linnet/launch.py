@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 Runner = Literal["process", "docker"]
 
+_EXECUTOR = "kfp.dsl.executor_main"
+
 
 @dataclass(frozen=True)
 class StepEvent:
@@ -113,7 +115,7 @@ def run(
     folder.mkdir(parents=True)
     pipeline = pipeline or packaged_pipeline(settings)
     try:
-        task = components.load_component_from_text(_without_retries(pipeline))
+        task = components.load_component_from_text(_for_here(pipeline, runner))
     except Exception as error:
         raise SettingsError(
             f"pipeline {pipeline} can't be loaded ({error}): give a file that `make compile` wrote"
@@ -142,11 +144,17 @@ def run(
     return _collect(folder, printer.seconds)
 
 
-def _without_retries(pipeline: Path) -> str:
-    """Return the pipeline's YAML without retries: a step that fails here would fail again."""
+def _for_here(pipeline: Path, runner: Runner) -> str:
+    """Return the pipeline's YAML without retries, and with steps that end at once.
+
+    A step that fails here would fail again.
+    """
     import yaml
 
-    documents = list(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))
+    text = pipeline.read_text(encoding="utf-8")
+    if runner == "process":
+        text = text.replace(f"-m {_EXECUTOR}", f"-m linnet.step_process {_EXECUTOR}")
+    documents = list(yaml.safe_load_all(text))
     parts = [documents[0]["root"], *documents[0]["components"].values()]
     for task in (task for part in parts for task in part.get("dag", {}).get("tasks", {}).values()):
         task.pop("retryPolicy", None)
