@@ -414,7 +414,7 @@ class DecisionSettings(Settings):
 class EvaluateSettings(Settings):
     """How the graph is measured on the test split."""
 
-    batch_size: Count = Field(32, description="pictures per call of the graph")
+    batch_size: Count = Field(32, description="pictures decoded and answered together")
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         1000, description="resamples behind each interval"
     )

@@ -1,6 +1,6 @@
 """What drift is looked for in: a few numbers of each picture, and the release's answer to it.
 
-The served graph gives probabilities and no embedding, so there is none here: decision record 17.
+The served graph gives probabilities and no embedding, so there is none here: decision record 15.
 """
 
 from collections.abc import Iterable, Sequence
