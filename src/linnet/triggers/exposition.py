@@ -11,8 +11,6 @@ from typing import Any
 from linnet.stores.outcome import ended_well
 from linnet.stores.registry import RegisteredRelease
 
-_OF = ("model", "release")
-
 
 class Exposition:
     """The page /metrics of a watch."""
@@ -64,7 +62,7 @@ def drift_metrics(champion: RegisteredRelease | None) -> Iterator[Any]:
     if champion is None or "drift_values" not in champion.tags:
         return
     values = json.loads(champion.tags["drift_values"])
-    of = [champion.model, str(champion.tags.get("release", champion.number))]
+    of = {"model": champion.model, "release": str(champion.tags.get("release", champion.number))}
     looked = datetime.fromisoformat(champion.tags["drift_looked"]).timestamp()
     for name, about, value in (
         ("linnet_drift", "1 when the last look found drift", values.pop("drift")),
@@ -81,16 +79,14 @@ def drift_metrics(champion: RegisteredRelease | None) -> Iterator[Any]:
         ),
         ("linnet_drift_looked_timestamp_seconds", "When the last look was", looked),
     ):
-        gauge = GaugeMetricFamily(name, about, labels=_OF)
-        gauge.add_metric(of, value)
-        yield gauge
+        yield _gauge(name, about, of, value)
     distances = GaugeMetricFamily(
         "linnet_drift_distance",
         "Distance of a number's distribution from the release's own, 0 to 1",
-        labels=(*_OF, "feature"),
+        labels=(*of, "feature"),
     )
     for name, value in values.items():
-        distances.add_metric([*of, name.removeprefix("drift_")], value)
+        distances.add_metric([*of.values(), name.removeprefix("drift_")], value)
     yield distances
 
 
@@ -99,21 +95,22 @@ def run_metrics(model: str, notes: Mapping[str, str]) -> Iterator[Any]:
 
     `notes` are the tags of the model in the registry.
     """
-    from prometheus_client.core import GaugeMetricFamily
-
-    shown: list[tuple[str, str, float]] = []
+    of = {"model": model}
     if "last_run_state" in notes:
-        ended = datetime.fromisoformat(notes["last_run_ended"]).timestamp()
         failed = float(not ended_well(notes["last_run_state"]))
-        shown += [
-            ("linnet_run_failed", "1 when the last run of the pipeline failed", failed),
-            ("linnet_run_ended_timestamp_seconds", "When the last run ended", ended),
-        ]
+        ended = datetime.fromisoformat(notes["last_run_ended"]).timestamp()
+        yield _gauge("linnet_run_failed", "1 when the pipeline's last run failed", of, failed)
+        yield _gauge("linnet_run_ended_timestamp_seconds", "When the last run ended", of, ended)
     if "last_quarantined_share" in notes:
         about = "Share of its source's pictures that the last run put aside"
         share = float(notes["last_quarantined_share"])
-        shown.append(("linnet_quarantined_share", about, share))
-    for name, about, value in shown:
-        gauge = GaugeMetricFamily(name, about, labels=_OF[:1])
-        gauge.add_metric([model], value)
-        yield gauge
+        yield _gauge("linnet_quarantined_share", about, of, share)
+
+
+def _gauge(name: str, about: str, of: Mapping[str, str], value: float) -> Any:
+    """Return a gauge with one value."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    gauge = GaugeMetricFamily(name, about, labels=tuple(of))
+    gauge.add_metric(tuple(of.values()), value)
+    return gauge
