@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from linnet.errors import (
+    ApprovalError,
     ReleaseError,
     ReleaseExistsError,
     StoreDeniedError,
@@ -20,6 +22,7 @@ from linnet.errors import (
 )
 from linnet.evaluation.report import Report
 from linnet.release import publishing
+from linnet.release.approval import decide, require_approved
 from linnet.release.bundle import (
     Released,
     list_releases,
@@ -120,6 +123,27 @@ def test_a_run_is_tracked_released_registered_and_opened_on_postgres_and_s3(
     keys = [entry.key for entry in minio.store().entries("runs")]
     assert any(key.endswith("artifacts/notes/note.txt") for key in keys)
     assert any(key.endswith("artifacts/report.html") for key in keys)
+
+
+def test_decisions_of_people_are_kept_in_postgres_however_long_and_many(
+    minio: Bucket, postgres: str, tmp_path: Path
+) -> None:
+    connections = minio.connections(tmp_path, tracking_uri=postgres)
+    registry, uri = Registry(connections), f"s3://{minio.name}/releases/colours/v1"
+    registry.register("colours", uri, tags={"release": "v1", "approval": "pending"})
+    about = {"by": "ada", "reason": "Größe " * 150, "connections": connections}
+    for _ in range(4):
+        decide("colours", "v1", "approved", **about)
+        assert registry.champion("colours") == uri
+        decide("colours", "v1", "withdrawn", **about)
+    (kept,) = registry.releases("colours")
+    assert (kept.tags["approval"], kept.tags["approval_reason"]) == ("withdrawn", about["reason"])
+    history = json.loads(kept.tags["approval_history"])
+    assert [one["state"] for one in history] == ["approved", "withdrawn"] * 4
+    assert {one["by"] for one in history} == {"ada"}
+    assert [bool(one["reason"]) for one in history] == [False] * 2 + [True] * 6
+    with pytest.raises(ApprovalError, match="withdrawn by ada at 20"):
+        require_approved("colours", "v1", kept, required=False)
 
 
 def test_tables_are_made_once_when_two_begin_on_an_empty_database(

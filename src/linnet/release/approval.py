@@ -1,8 +1,8 @@
 """A person's yes between a release and its traffic, kept with the release in the registry.
 
 The tag `approval` of MLflow's model version decides, so it can be set there too; `approval_by`,
-`approval_at` and `approval_reason` tell of the last decision, `approval_history` of those before,
-as far as they have room.
+`approval_at` and `approval_reason` tell of the last decision, `approval_history` of all, with
+reasons as far as there is room.
 """
 
 import json
@@ -22,6 +22,7 @@ Decision = Literal["approved", "refused", "withdrawn"]
 
 PENDING = "pending"
 _HISTORY_CHARACTERS = 4000
+_REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -124,17 +125,27 @@ def _find(registry: Registry, model: str, version: str) -> RegisteredRelease:
 
 def _tags(made: Approval, before: Mapping[str, str]) -> dict[str, str]:
     entry = {key: value for key, value in asdict(made).items() if key not in ("model", "version")}
+    entry["reason"] = made.reason[:_REASON_CHARACTERS]
     history = [*json.loads(before.get("approval_history", "[]")), entry]
-    while len(text := json.dumps(history)) > _HISTORY_CHARACTERS and len(history) > 1:
-        history.pop(0)
     return {
         "approval_by": made.by,
         "approval_at": made.at,
         "approval_reason": made.reason,
-        "approval_history": text,
+        "approval_history": _shortened(history),
         # Last: until then nothing is decided.
         "approval": made.state,
     }
+
+
+def _shortened(history: list[dict[str, str]]) -> str:
+    """Return a history as JSON that fits a tag: the oldest reasons go first, then decisions."""
+    texts = iter(history[:-1])
+    while len(text := json.dumps(history, ensure_ascii=False)) > _HISTORY_CHARACTERS:
+        if (older := next(texts, None)) is not None:
+            older["reason"] = ""
+        else:
+            history.pop(0)
+    return text
 
 
 def _kept(model: str, version: str, state: Decision, tags: Mapping[str, str]) -> Approval:
