@@ -1,18 +1,10 @@
 """The loop on a real Label Studio: import, pre-label, annotate as two people, export, ingest."""
 
-import contextlib
-import http.cookiejar
 import json
-import os
-import re
 import secrets
 import signal
-import subprocess
-import sys
 import threading
-import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,59 +23,21 @@ from linnet.errors import (
     AnnotationError,
     AnnotationUnreachableError,
     SettingsError,
+    StoreError,
 )
 from linnet.settings import IngestSettings, SourceSettings
 from linnet.stores.connections import Connections
 from linnet.triggers.content import content_of
 from tests.pictures import jpeg, write_tree
+from tests.services.annotating import Person, backend
+from tests.services.conftest import Bucket
 from tests.serving.conftest import free_port, launch, wait_until_ready
 from tests.serving.tiny_release import write_release
 
 pytestmark = pytest.mark.services
 
-LINNET = str(Path(sys.executable).with_name("linnet"))
 PICTURES = {f"{n:02}.jpg": jpeg(n) for n in range(12)}
 VOTES = {"path": "annotations.csv", "vote_columns": ["vote *"]}
-
-
-class Person:
-    """Somebody who signed up and annotates by the API, with a token of the older kind."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        jar = http.cookiejar.CookieJar()
-        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
-        page = f"{address}/user/signup/"
-        browser.open(page, timeout=60).close()
-        csrf = next(cookie.value for cookie in jar if cookie.name == "csrftoken")
-        email = f"{secrets.token_hex(6)}@linnet.example"
-        form = {"email": email, "password": secrets.token_hex(8), "csrfmiddlewaretoken": csrf}
-        form |= {"allow_newsletters": "false", "how_find_us": "", "elaborate": ""}
-        request = urllib.request.Request(page, urllib.parse.urlencode(form).encode())
-        request.add_header("Referer", page)
-        browser.open(request, timeout=60).close()
-        with browser.open(f"{address}/api/current-user/token", timeout=60) as answer:
-            self.token = json.load(answer)["token"]
-
-    def send(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            self._address + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Authorization": f"Token {self.token}", "Content-Type": "application/json"},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            content = answer.read()
-            return json.loads(content) if content else None
-
-    def choose(self, task: int, label: str) -> int:
-        value = {"from_name": "label", "to_name": "picture", "type": "choices"}
-        body = {"result": [{**value, "value": {"choices": [label]}}]}
-        return int(self.send("POST", f"/api/tasks/{task}/annotations/", body)["id"])
-
-    def skip(self, task: int) -> None:
-        body = {"result": [], "was_cancelled": True}
-        self.send("POST", f"/api/tasks/{task}/annotations/", body)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +127,43 @@ def test_annotations_of_two_people_become_a_new_version_with_its_conflicts_in_qu
     assert later.quarantined == {}
 
 
+def test_annotations_go_to_a_bucket_and_ingest_reads_them_there(
+    studio: LabelStudio,
+    people: tuple[Person, Person],
+    release: Path,
+    title: str,
+    minio: Bucket,
+    tmp_path: Path,
+) -> None:
+    write_tree(tmp_path / "in", PICTURES)
+    set_up(studio, str(release), title=title)
+    import_pictures(studio, title, str(tmp_path / "in"), limit=8, release=str(release))
+    tasks = sorted(task["id"] for task in studio.tasks(studio.get(title).id))
+    said = [people[0].choose(task, ("daisy", "temple")[n % 2]) for n, task in enumerate(tasks)]
+    place, connections = f"s3://{minio.name}/annotations/flowers", minio.connections(tmp_path)
+    first = export(studio, title, place, connections=connections)
+    assert (first.pictures, first.changed) == (8, True)
+    assert not export(studio, title, place, connections=connections).changed
+    source = SourceSettings.parse({"uri": place, "csv": VOTES})
+    before = content_of(source, connections)
+    made = ingest(source, tmp_path / "first", IngestSettings(workers=1), connections=connections)
+    assert made.pictures == 8
+
+    people[0].send("DELETE", f"/api/annotations/{said[0]}")
+    assert export(studio, title, place, connections=connections).pictures == 7
+    keys = [entry.key for entry in minio.store().entries("annotations/flowers/pictures")]
+    assert len(keys) == 7
+    assert content_of(source, connections) != before
+    later = ingest(source, tmp_path / "later", IngestSettings(workers=1), connections=connections)
+    assert (later.pictures, later.version == made.version) == (7, False)
+
+    minio.store().write("elsewhere/notes.txt", b"mine")
+    with pytest.raises(AnnotationError, match="is left alone"):
+        export(studio, title, f"s3://{minio.name}/elsewhere", connections=connections)
+    with pytest.raises(StoreError, match="absent-bucket"):
+        export(studio, title, "s3://absent-bucket/annotations", connections=connections)
+
+
 def test_label_studio_pre_labels_through_the_served_release(
     where: dict[str, Any],
     studio: LabelStudio,
@@ -214,25 +205,6 @@ def test_label_studio_pre_labels_through_the_served_release(
             assert process.wait(20) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
     finally:
         server.stop()
-
-
-@contextlib.contextmanager
-def backend(where: dict[str, Any], server: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `linnet annotate backend` on a free port, and stop it."""
-    command = [LINNET, "annotate", "backend", "--server", server, "--port", "0"]
-    environment = {"LABEL_STUDIO_URL": where["address"], "LABEL_STUDIO_API_KEY": where["token"]}
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, line
-        yield found[0], process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_what_can_not_be_exported_is_put_aside_with_its_reason(
