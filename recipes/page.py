@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from linnet.training import search_plots
 from recipes.plan import FOLDER, Plan, read_plan
 from recipes.record import Record, best_of_studies, members, read_records
+from recipes.trying import tried
 
 DOCS = FOLDER.parent / "docs"
 _WEIGHTS = {"none": "from scratch", "hub": "timm's hub"}
@@ -51,6 +52,7 @@ def render(plan: Plan, records: Mapping[str, Record]) -> str:
         records=records,
         studies=studies,
         busy=(min(loads), max(loads)) if loads else None,
+        tried=list(tried()),
         plots=sorted(drawn(plan, records)),
     )
     return re.sub(r"\n{3,}", "\n\n", page)

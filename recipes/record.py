@@ -1,9 +1,9 @@
 """Run recipes and record what came of them: `python -m recipes.record --data DIR --weights FILE`.
 
-A run has the steps of `linnet run` up to the gate, by the same functions, in this one process. Its
-record, `recipes/results/<name>.json`, has the numbers that docs/recipes.md shows; what the steps
-wrote stays in the workspace. Names of runs, recipes or studies choose some; `--set` changes a
-setting of all of them, as for other pictures.
+A run is `linnet run` with the settings that its record's command has. `recipes/results/<name>.json`
+is the record: the numbers that docs/recipes.md shows. What the steps wrote stays in the workspace.
+Names of runs, recipes or studies choose some; `--set` changes a setting of all of them, as for
+other pictures.
 """
 
 import argparse
@@ -11,9 +11,7 @@ import csv
 import json
 import logging
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from linnet.data.ingest import ingest
+from linnet import launch
 from linnet.evaluation.calibration import Labels
-from linnet.evaluation.evaluate import evaluate
-from linnet.evaluation.gate import gate
 from linnet.evaluation.report import Report, load_predictions
 from linnet.inference.predict import Predictions
+from linnet.launch import RunResult
 from linnet.provenance import code_revision
-from linnet.release.export import export
-from linnet.settings import RunSettings, TrainSettings, apply_override
-from linnet.training import fit
-from linnet.training.search import Search, run_trials
-from linnet.training.search_report import conclude
+from linnet.settings import RunSettings, apply_override
 from recipes.plan import FOLDER, Plan, overrides, placed, read_plan, settings_of
 
 log = logging.getLogger(__name__)
@@ -99,8 +92,9 @@ def record(
     *,
     results: Path = RESULTS,
     more: Iterable[str] = (),
+    runner: Callable[[RunSettings, Path], RunResult] = launch.run,
 ) -> Record:
-    """Run one of the plan's runs and write its record."""
+    """Do one of the plan's runs, as `linnet run` does, and write its record."""
     run = plan.runs[name]
     changes = plan.changes(name, best_of_studies(plan, read_records(results)))
     for override in more:
@@ -112,12 +106,14 @@ def record(
         changes[key] = _at(asked, key)
     settings = settings_of(run, changes, places)
     busy = os.getloadavg()[0] / (os.cpu_count() or 1)
-    began = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    folder, seconds = run_steps(settings, workspace, folder=workspace / "recipes" / name / began)
     shown = {"data": "DIR", "weights": "WEIGHTS"}
     file = run.file.relative_to(FOLDER.parent)
     words = " ".join(f"--set '{change}'" for change in overrides(placed(changes, shown)))
-    made = recorded(name, f"linnet run {file} {words}".strip(), settings, folder, seconds, busy)
+    command = f"linnet run {file} {words}".strip()
+    log.info("%s: %s", name, command)
+    # A workspace of its own: what another run has released must not be in the gate's way.
+    done = runner(settings, workspace / name)
+    made = recorded(name, command, settings, done, busy)
     results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(made), indent=1, ensure_ascii=False)
     # Where files lie on this machine is nobody else's business, in what a search drew either.
@@ -126,63 +122,27 @@ def record(
     return made
 
 
-def run_steps(
-    settings: RunSettings, workspace: Path, *, folder: Path
-) -> tuple[Path, dict[str, float]]:
-    """Run the steps from ingest to the gate; return where their results lie, and their seconds.
-
-    Raises:
-        LinnetError: whatever a step raises.
-    """
-    dataset, checkpoint, graph = folder / "dataset", folder / "checkpoint", folder / "graph"
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        log.info("%s: %s", settings.model, name)
-        began = time.monotonic()
-        yield
-        seconds[name] = round(time.monotonic() - began, 1)
-
-    with step("ingest"):
-        ingest(settings.source, dataset, settings.ingest)
-    train = settings.train
-    if settings.search.space:
-        with step("search"):
-            about = Search(dataset, train, settings.search, settings.model, workspace)
-            run_trials(about)
-            train = TrainSettings.parse(conclude(about, folder / "found").settings)
-    with step("train"):
-        fit(dataset, checkpoint, train, workspace=workspace)
-    with step("export"):
-        export(checkpoint, dataset, graph, settings.export)
-    with step("evaluate"):
-        evaluate(graph, dataset, folder / "report", settings.evaluate, model=settings.model)
-    with step("gate"):
-        gate(graph, dataset, folder / "report", folder / "gated", settings.gate, champion=None)
-    return folder, seconds
-
-
 def recorded(
     name: str,
     command: str,
     settings: RunSettings,
-    folder: Path,
-    seconds: dict[str, float],
+    done: RunResult,
     busy: float,
 ) -> Record:
     """Return the record of a finished run."""
-    report, predictions = Report.load(folder / "gated"), load_predictions(folder / "gated")
-    model = json.loads((folder / "checkpoint" / "model.json").read_text(encoding="utf-8"))
-    found = folder / "found" / "search.json"
-    history = _rows(folder / "checkpoint" / "history.csv")
+    report, predictions = Report.load(done.report), load_predictions(done.report)
+    (checkpoint,) = done.folder.glob("**/train/checkpoint")
+    model = json.loads((checkpoint / "model.json").read_text(encoding="utf-8"))
+    found = list(done.folder.glob("**/choose/found/search.json"))
+    history = _rows(checkpoint / "history.csv")
     # A training or search that was resumed took longer than this process knows.
     learnt = sum(float(row["seconds"]) for row in history)
-    seconds = {**seconds, "train": round(max(learnt, seconds["train"]), 1)}
-    searched = _searched(found) if found.exists() else None
+    seconds = {step: round(took, 1) for step, took in done.seconds.items()}
+    seconds["train"] = round(max(learnt, seconds["train"]), 1)
+    searched = _searched(found[0]) if found else None
     if searched is not None:
         tried = sum(trial["seconds"] or 0.0 for trial in searched["trials"])
-        seconds["search"] = round(max(tried, seconds["search"]), 1)
+        seconds["search"] = round(max(tried, seconds.get("search", 0.0)), 1)
     trained = {**model["settings"], "weights": Path(model["settings"]["weights"]).name}
     positive = settings.evaluate.decision.positive or settings.train.positive
     two = len(report.classes) == 2

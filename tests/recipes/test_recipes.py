@@ -1,7 +1,6 @@
 """The five recipes: their files, the plan of recorded runs, and the page made of the records."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,18 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from linnet.data.ingest import ingest
 from linnet.errors import SettingsError
+from linnet.evaluation.evaluate import evaluate
+from linnet.evaluation.gate import gate
 from linnet.evaluation.metrics import Scorer
 from linnet.inference.predict import Predictions
-from linnet.settings import RunSettings
+from linnet.launch import RunResult
+from linnet.release.export import export
+from linnet.settings import RunSettings, TrainSettings
+from linnet.training import fit
+from linnet.training.search import Search, run_trials
+from linnet.training.search_report import conclude
 from recipes.page import DOCS, interval, render
 from recipes.plan import FOLDER, overrides, read_plan, settings_of
 from recipes.record import (
@@ -23,8 +30,8 @@ from recipes.record import (
     interval_of_f1,
     read_records,
     record,
-    run_steps,
 )
+from recipes.trying import Trial, held_back, in_short, tried, write
 from tests.shades import write_shades
 
 FILES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("best/*.yaml")])
@@ -100,10 +107,7 @@ def test_a_recipe_runs_from_pictures_to_the_gate(
     given = {"source.uri": str(source), "train.weights": str(weights)}
     changes = {**SMALL, **given, **SHAPES[recipe]}
     settings = RunSettings.load(FOLDER / f"{recipe}.yaml", tuple(overrides(changes)))
-    folder, seconds = run_steps(settings, tmp_path / "workspace", folder=tmp_path / "run")
-    gated = json.loads((folder / "gated/report.json").read_text())
-    assert gated["gate"]["decision"] in ("release", "refuse")
-    assert ("search" in seconds) == bool(settings.search.space)
+    assert _in_this_process(settings, tmp_path).decision in ("release", "refuse")
 
 
 def test_a_run_is_recorded_and_shown_on_the_page(
@@ -116,13 +120,35 @@ def test_a_run_is_recorded_and_shown_on_the_page(
         "train.weights": str(weights),
     }
     made = record(
-        plan, "pets-batch-32", PLACES, tmp_path, results=tmp_path / "made", more=overrides(more)
+        plan,
+        "pets-batch-32",
+        PLACES,
+        tmp_path,
+        results=tmp_path / "made",
+        more=overrides(more),
+        runner=_in_this_process,
     )
     records = read_records(tmp_path / "made")
     assert records["pets-batch-32"] == made
     assert made.settings["weights"] == weights.name
     assert str(tmp_path) not in made.command
     assert interval(made.metrics["accuracy"]) in render(plan, records)
+
+
+def test_settings_are_tried_on_pictures_that_are_not_learnt_from_nor_of_test(
+    pictures: Path, tmp_path: Path
+) -> None:
+    changes = {**SMALL, "source": {"uri": str(pictures / "images")}, "train.head": "skip"}
+    changes["train.whole.epochs"] = 1
+    settings = RunSettings.load(None, tuple(overrides(changes)))
+    hits, losses = held_back(settings, 1, tmp_path / "workspace")
+    learnt_from_or_held_back = 48 - round(48 * settings.ingest.test_fraction)
+    assert len(hits) == len(losses) == pytest.approx(0.25 * learnt_from_or_held_back, abs=2)
+    line = Trial("shades", in_short(settings.train), 1, len(hits), 0.5, 0.7)
+    assert line.settings.startswith("32 px, whole 1 epochs")
+    for _ in range(2):
+        write(line, tmp_path / "tried.csv")
+    assert list(tried(tmp_path / "tried.csv")) == [line, line]
 
 
 def test_the_page_is_what_the_records_make() -> None:
@@ -172,6 +198,29 @@ def test_the_interval_of_an_f1_lies_around_it_and_narrows_with_pictures() -> Non
     few = interval_of_f1(hits=40, answered=50, support=50, pictures=100)
     many = interval_of_f1(hits=4000, answered=5000, support=5000, pictures=10_000)
     assert few[0] < many[0] < 0.8 < many[1] < few[1]
+
+
+def _in_this_process(settings: RunSettings, workspace: Path) -> RunResult:
+    """Do the steps of `linnet run` up to the gate, laid out alike, without a process for each."""
+    folder = workspace / "runs"
+    dataset, checkpoint = folder / "ingest/dataset", folder / "train/checkpoint"
+    graph, report, gated = (
+        folder / "export/graph",
+        folder / "evaluate/report",
+        folder / "gate/gated",
+    )
+    ingest(settings.source, dataset, settings.ingest)
+    train = settings.train
+    if settings.search.space:
+        about = Search(dataset, train, settings.search, settings.model, workspace)
+        run_trials(about)
+        train = TrainSettings.parse(conclude(about, folder / "choose/found").settings)
+    fit(dataset, checkpoint, train, workspace=workspace)
+    export(checkpoint, dataset, graph, settings.export)
+    evaluate(graph, dataset, report, settings.evaluate, model=settings.model)
+    decided = gate(graph, dataset, report, gated, settings.gate, champion=None)
+    seconds = dict.fromkeys(("ingest", "train", "export", "evaluate", "gate"), 1.0)
+    return RunResult(folder, decided.decision, gated, dataset / "card.html", None, seconds)
 
 
 def _record(name: str, accuracy: float) -> Record:
