@@ -209,10 +209,11 @@ def test_a_candidate_is_taken_back_from_grpc_callers_without_a_lost_call(model: 
 
 def test_an_abort_by_hand_under_load_loses_no_request(model: Model) -> None:
     model.release("v2")
-    command = [LINNET, "rollout", "start", model.name, "v2", *options(model)]
+    stays = options(model, min_requests=1_000_000)
+    command = [LINNET, "rollout", "start", model.name, "v2", *stays]
     with load(model) as requests:
         process = subprocess.Popen(command, env=environment(model), stderr=subprocess.DEVNULL)
-        wait_for_weight(model, 60)
+        wait_for_weight(model, 20)
         requests.until(LEAST_REQUESTS)
         record = rollouts(model).abort("a test says so")
         requests.until(300)
@@ -373,11 +374,10 @@ def wait_for_prometheus(address: str, model: Model, *, pods: int, timeout_s: flo
         time.sleep(2.0)
 
 
-def options(model: Model) -> list[str]:
+def options(model: Model, **analysis: Any) -> list[str]:
+    values = {"steps": QUICK["steps"], "analysis": QUICK["analysis"] | analysis}
     changes = [
-        part
-        for key in ("steps", "analysis")
-        for part in ("--set", f"{key}={json.dumps(QUICK[key])}")
+        part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")
     ]
     return ["-n", NAMESPACE, "-w", str(model.folder.parent), *changes]
 
