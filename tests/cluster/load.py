@@ -70,12 +70,16 @@ class Load:
         with urllib3.PoolManager(maxsize=1, retries=False, timeout=30.0) as pool:
             while not self._stop.is_set():
                 try:
-                    answer = pool.request("POST", self._url, body=self._body, headers=self._headers)
+                    body = self._next_body()
+                    answer = pool.request("POST", self._url, body=body, headers=self._headers)
                     self._note(answer.status, answer.data)
                     self._then(pool, answer)
                 except urllib3.exceptions.HTTPError as error:
                     with self._lock:
                         self.lost.append(f"{time.strftime('%X')} {error!r}")
+
+    def _next_body(self) -> bytes:
+        return self._body
 
     def _then(self, pool: urllib3.PoolManager, answer: urllib3.BaseHTTPResponse) -> None:
         """Do what a client does with an answer: nothing here."""

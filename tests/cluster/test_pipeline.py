@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import urllib3
 
 from linnet.release.opening import open_release
 from linnet.rollout.cluster import Cluster
 from manifests.install.kubectl import InstallError, Kubectl
 from tests.cluster.conftest import KUBEFLOW, SERVING
 from tests.cluster.load import Load
+from tests.cluster.recurring import is_again, stopped_at_the_end
 from tests.cluster.serving_here import GATEWAY, ROOT, request_body, store_connections
 from tests.shades import TRAIN
 
@@ -142,38 +142,11 @@ def test_training_goes_on_in_another_pod_when_its_pod_is_deleted(
 def test_a_recurring_run_runs_again_and_again(command: list[str], kubeflow: str) -> None:
     done = run(command, "--recurring", "* * * * *", "--json")
     assert done.returncode == 0, done.stderr
-    recurring = json.loads(done.stdout)["recurring_run_id"]
-    try:
+    with stopped_at_the_end(kubeflow, json.loads(done.stdout)["recurring_run_id"]) as runs:
         deadline = time.monotonic() + 900
-        while not is_again(found := runs_of(kubeflow, recurring)):
+        while not is_again(found := runs()):
             assert time.monotonic() < deadline, found
             time.sleep(5)
-    finally:
-        api = f"{kubeflow}/apis/v2beta1"
-        urllib3.request("DELETE", f"{api}/recurringruns/{recurring}", retries=False, timeout=60)
-        for one, state in runs_of(kubeflow, recurring).items():
-            if state in ("PENDING", "RUNNING"):
-                urllib3.request("POST", f"{api}/runs/{one}:terminate", retries=False, timeout=60)
-
-
-def is_again(states: dict[str, str]) -> bool:
-    """Whether one run came to its end and another began."""
-    assert "FAILED" not in states.values(), states
-    return "SUCCEEDED" in states.values() and len(states) > 1
-
-
-def runs_of(kubeflow: str, recurring: str) -> dict[str, str]:
-    """Return the states of a recurring run's runs."""
-    query = "sort_by=created_at%20desc&page_size=50"
-    answer = urllib3.request(
-        "GET", f"{kubeflow}/apis/v2beta1/runs?{query}", retries=False, timeout=60
-    )
-    found = answer.json().get("runs", [])
-    return {
-        one["run_id"]: one.get("state", "PENDING")
-        for one in found
-        if one.get("recurring_run_id") == recurring
-    }
 
 
 def test_workers_of_a_search_share_its_trials_in_the_platform_s_database(
