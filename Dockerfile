@@ -33,6 +33,10 @@ COPY README.md LICENSE ./
 COPY src src
 RUN echo "${REVISION}" > src/linnet/REVISION \
     && /opt/uv/bin/uv sync --locked --no-default-groups --no-editable ${EXTRAS}
+# What no server imports: packages' own tests, and ONNX Runtime's tools for making graphs.
+RUN cd /opt/linnet/lib/python3*/site-packages \
+    && find . -type d \( -name tests -o -name SelfTest \) -prune -exec rm -r {} + \
+    && rm -r onnxruntime/quantization onnxruntime/tools onnxruntime/transformers
 
 FROM runtime AS serving
 COPY --from=build-serving /opt/linnet /opt/linnet

@@ -25,7 +25,7 @@ def tag() -> str:
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     tag = os.environ.get("LINNET_IMAGE_TAG", revision.stdout.strip())
-    for image in (f"linnet/cpu:{tag}", f"linnet/gpu:{tag}"):
+    for image in (f"linnet/cpu:{tag}", f"linnet/gpu:{tag}", f"linnet/serving:{tag}"):
         found = subprocess.run(["docker", "image", "inspect", image], capture_output=True)
         if found.returncode != 0:
             pytest.skip(f"needs the image {image} and a Docker engine: make images")
@@ -54,3 +54,19 @@ def test_the_pipeline_runs_in_containers_without_a_network(tag: str, tmp_path: P
     released = json.loads(done.stdout)["release"]
     manifest = json.loads((Path(released["uri"]) / "release.json").read_text())
     assert manifest["provenance"]["code_revision"].startswith(tag)
+
+
+def test_the_servers_image_has_at_most_300_megabytes_of_packages_and_no_torch(tag: str) -> None:
+    program = (
+        "import importlib.util, pathlib, sysconfig, linnet.inference.server, serving.__main__\n"
+        "packages = pathlib.Path(sysconfig.get_path('purelib')).rglob('*')\n"
+        "size = sum(file.stat().st_size for file in packages if file.is_file())\n"
+        "print(size, importlib.util.find_spec('torch'))\n"
+    )
+    image = f"linnet/serving:{tag}"
+    running = ["docker", "run", "--rm", "--network", "none", "--entrypoint", "python", image]
+    done = subprocess.run([*running, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, torch = done.stdout.split()
+    assert int(size) <= 300_000_000
+    assert torch == "None"
