@@ -121,7 +121,7 @@ def test_training_goes_on_in_another_pod_when_its_pod_is_deleted(
     command: list[str], kubectl: Kubectl
 ) -> None:
     seed = str(time.time_ns() % 1_000_000)
-    more = ["--set", "train.whole.epochs=5", "--set", f"train.seed={seed}"]
+    more = ["--set", "train.whole.epochs=15", "--set", f"train.seed={seed}"]
     with subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         heard = []
@@ -129,7 +129,7 @@ def test_training_goes_on_in_another_pod_when_its_pod_is_deleted(
         for line in process.stderr:
             heard.append(line)
             if "train" in line.split()[1:]:
-                delete_training_pod(kubectl, once_it_says="epoch 2:")
+                delete_training_pod(kubectl, once_it_says="epoch 1:")
                 break
         heard.extend(process.stderr)
     told = "".join(heard)
