@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from linnet.training import search_plots
 from recipes.plan import FOLDER, Plan, read_plan
@@ -105,6 +106,7 @@ def by_epoch(lines: Mapping[str, Sequence[float]], what: str) -> str:
     for name, values in lines.items():
         axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
     axes.set(xlabel="epoch", ylabel=what)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.legend()
     return search_plots.svg(figure)
 
