@@ -189,6 +189,9 @@ def test_label_studio_pre_labels_through_the_served_release(
             asked = {"selectedItems": {"all": True, "excluded": []}}
             act = f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}"
             ann.send("POST", act, asked)
+            noted = urllib.request.Request(f"{address}/webhook", b"{}", method="POST")
+            with urllib.request.urlopen(noted, timeout=30) as answer:
+                assert json.load(answer) == {}
             tasks = sorted(studio.tasks(project), key=lambda task: task["id"])
             assert [len(task["predictions"]) for task in tasks] == [1, 0, 0]
             said = ann.send("GET", f"/api/tasks/{tasks[0]['id']}")["predictions"][0]

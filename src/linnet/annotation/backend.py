@@ -1,4 +1,4 @@
-"""Label Studio's ML backend protocol in front of V2: /health, /setup, /predict.
+"""Label Studio's ML backend protocol in front of V2: /health, /setup, /predict, /webhook.
 
 Read in Label Studio 1.23's `ml/api_connector.py`, which is what calls it.
 """
@@ -54,6 +54,7 @@ class Backend:
                 Route("/health", self.health),
                 Route("/setup", self.setup, methods=["POST"]),
                 Route("/predict", self.predict, methods=["POST"]),
+                Route("/webhook", self.webhook, methods=["POST"]),
             ],
             exception_handlers={LinnetError: _failed},
         )
@@ -90,6 +91,10 @@ class Backend:
         )
         known = set(labelling.classes)
         return JSONResponse({"results": [_prediction(one, labelling, known) for one in results]})
+
+    async def webhook(self, request: Request) -> Response:
+        """Take note of an annotation, as Label Studio asks: nothing is learned from it here."""
+        return JSONResponse({})
 
     def _answer(self, address: str) -> Said | None:
         try:
