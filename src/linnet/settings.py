@@ -356,9 +356,21 @@ class ExportSettings(Settings):
     int8_calibration_pictures: Annotated[int, Field(ge=32)] = Field(
         128, description="training pictures that the ranges of int8 are measured on"
     )
-    int8_max_accuracy_loss: float = Field(
-        0.005, gt=0.0, lt=1.0, description="int8's accuracy on validation must fall by less"
+    fp16: OptionalPrecision = Field(
+        "off",
+        description="a graph in half precision for a GPU, where int8 is off; chosen as int8 is",
     )
+    max_accuracy_loss: float = Field(
+        0.005, gt=0.0, lt=1.0, description="the accuracy of int8 or fp16 must fall by less"
+    )
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        if self.int8 != "off" and self.fp16 != "off":
+            raise ValueError(
+                "int8 is for CPUs and fp16 for GPUs, and one graph serves: set one of them to off"
+            )
+        return self
 
 
 class DecisionSettings(Settings):

@@ -1,4 +1,4 @@
-"""int8 beside fp32: made, measured and chosen, or refused with its reason."""
+"""int8 or fp16 beside fp32: made, measured and chosen, or refused with its reason."""
 
 import json
 import logging
@@ -10,21 +10,22 @@ import pytest
 
 from linnet.data.dataset import Dataset
 from linnet.data.preprocessing import Preprocessing
-from linnet.errors import DatasetError, GraphError
+from linnet.errors import DatasetError, GraphError, SettingsError
 from linnet.inference.session import FP32_MODEL, MODEL, Graph, GraphManifest, Session
 from linnet.machine import int8_saturates
-from linnet.release import quantization
+from linnet.release import precision as precisions
 from linnet.release.bundle import release
 from linnet.release.export import export
+from linnet.release.half import halved
 from linnet.release.opening import open_release
-from linnet.release.quantization import (
+from linnet.release.precision import (
+    Choice,
     Side,
-    check_calibration,
     choose_precision,
     decide,
-    quantized,
     with_temperature,
 )
+from linnet.release.quantization import check_calibration, quantized
 from linnet.settings import ExportSettings, ReleaseSettings
 from tests.evaluation.test_export import SIDE, write_checkpoint
 from tests.release_parts import write_dataset, write_graph, write_report
@@ -54,6 +55,17 @@ def noise(count: int) -> np.ndarray:
 def int8(fp32: Path) -> bytes:
     """Quantize that network."""
     return quantized((fp32 / MODEL).read_bytes(), [noise(32)])
+
+
+def choose(graph: Path, dataset: Path, settings: ExportSettings) -> Choice:
+    return choose_precision(
+        graph / MODEL,
+        Dataset.open(dataset),
+        Preprocessing(SIDE),
+        rows=np.arange(10),
+        temperature=1.0,
+        settings=settings,
+    )
 
 
 def kinds_before(model: onnx.ModelProto, tensor: str) -> list[str]:
@@ -114,6 +126,66 @@ def test_the_two_answers_of_a_mirroring_graph_are_put_together_in_float(
     assert small.predict(pictures) == pytest.approx(small.predict(mirrored), abs=1e-6)
 
 
+def test_an_fp16_graph_is_half_as_large_and_answers_nearly_as_the_fp32_one(
+    fp32: Path, tmp_path: Path
+) -> None:
+    graph = halved((fp32 / MODEL).read_bytes())
+    (tmp_path / MODEL).write_bytes(graph)
+    pictures = noise(8)
+    exact = Session(fp32 / MODEL).predict(pictures)
+    found = Session(tmp_path / MODEL).predict(pictures)
+    assert (found.dtype, found.shape) == (np.float32, exact.shape)
+    assert found == pytest.approx(exact, abs=0.01)
+    assert found.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
+    assert len(graph) < 0.55 * (fp32 / MODEL).stat().st_size
+    model, original = onnx.load_model_from_string(graph), onnx.load(fp32 / MODEL)
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+    assert model.ir_version == original.ir_version
+    assert {each.key: each.value for each in model.metadata_props}["linnet.precision"] == "fp16"
+
+
+def test_what_fp16_cannot_be_made_of_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(GraphError, match=r"can't be converted to fp16.*set export\.fp16 to off"):
+        halved(onnx.ModelProto(ir_version=10).SerializeToString())
+
+
+def test_fp16_stays_out_where_there_is_no_gpu_and_is_an_error_if_it_is_required(
+    dataset: Path, fp32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precisions, "on_gpu", lambda: False)
+    choice = choose(fp32, dataset, ExportSettings(fp16="auto"))
+    assert (choice.precision.asked, choice.precision.served) == ("auto", "fp32")
+    assert "ONNX Runtime has none here" in choice.precision.reason
+    with pytest.raises(GraphError, match=r"export\.fp16 is required, but.*onnxruntime-gpu"):
+        choose(fp32, dataset, ExportSettings(fp16="required"))
+
+
+def test_fp16_serves_where_a_gpu_is_faster_with_it_at_its_own_temperature(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There is no GPU where tests run: the graph is real, and the CPU answers with it.
+    costs = {"fp32": {"1": 2.0, "8": 2.0}, "fp16": {"1": 1.0, "8": 1.0}}
+    monkeypatch.setattr(precisions, "on_gpu", lambda: True)
+    monkeypatch.setattr(precisions, "picture_ms", lambda *_: costs)
+    checkpoint = write_checkpoint(tmp_path / "c", sharpness=5.0)
+    report = export(checkpoint, dataset, tmp_path / "graph", ExportSettings(fp16="required"))
+    assert (report.precision, report.passed) == ("fp16", True)
+    opened = Graph(tmp_path / "graph")
+    found = opened.manifest.precision
+    assert found is not None
+    assert (found["int8"], found["calibration_pictures"]) == (None, None)
+    assert found["fp16"]["size_bytes"] < 0.6 * found["fp32"]["size_bytes"]
+    assert found["accuracy_loss"] < found["max_accuracy_loss"] == 0.005
+    assert found["clock"] == "time on the GPU"
+    plain = Session(tmp_path / "graph" / FP32_MODEL).predict(noise(4))
+    assert opened.predict(noise(4)) == pytest.approx(plain, abs=0.02)
+
+
+def test_int8_and_fp16_at_once_are_refused() -> None:
+    with pytest.raises(SettingsError, match="int8 is for CPUs and fp16 for GPUs"):
+        ExportSettings.parse({"int8": "auto", "fp16": "auto"})
+
+
 def test_the_quantizer_says_nothing_on_the_terminal_and_leaves_logging_alone(
     fp32: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,7 +229,8 @@ def side(accuracy: float, one: float = 4.0, eight: float = 2.0) -> Side:
 def test_int8_serves_only_if_it_is_as_good_and_faster_at_every_batch(
     int8: Side, served: str
 ) -> None:
-    decided = decide(side(0.9), int8, AUTO, pictures=100, label_agreement=0.98)
+    sides = {"fp32": side(0.9), "int8": int8}
+    decided = decide("int8", sides, AUTO, pictures=100, label_agreement=0.98)
     assert decided.served == served
     assert decided.accuracy_loss == pytest.approx(0.9 - int8.accuracy)
     assert f"{int8.accuracy:.4f} against 0.9000" in decided.reason
@@ -170,8 +243,8 @@ def test_a_chosen_int8_graph_is_what_the_folder_serves_with_fp32_beside(
 ) -> None:
     # Which of them is faster here depends on the machine, so the clock is taken out.
     costs = {"fp32": {"1": 2.0, "8": 2.0}, "int8": {"1": 1.0, "8": 1.0}}
-    monkeypatch.setattr(quantization, "cpu_ms", lambda *_: costs)
-    settings = AUTO.model_copy(update={"int8_max_accuracy_loss": 0.9})
+    monkeypatch.setattr(precisions, "picture_ms", lambda *_: costs)
+    settings = AUTO.model_copy(update={"max_accuracy_loss": 0.9})
     checkpoint = write_checkpoint(tmp_path / "c", sharpness=5.0)
     report = export(checkpoint, dataset, tmp_path / "graph", settings)
     assert (report.precision, report.passed) == ("int8", True)
@@ -196,7 +269,7 @@ def test_a_chosen_int8_graph_is_what_the_folder_serves_with_fp32_beside(
 def test_a_graph_in_fp32_says_that_int8_is_off_and_what_it_costs(fp32: Path) -> None:
     manifest = GraphManifest.load(fp32)
     assert manifest.precision is not None
-    assert manifest.precision["reason"] == "export.int8 is off"
+    assert manifest.precision["reason"] == "export.int8 and export.fp16 are off"
     assert manifest.served_precision == "fp32"
     profile = manifest.profile
     assert profile is not None
@@ -211,25 +284,13 @@ def test_a_refused_int8_leaves_the_fp32_graph_unless_it_is_required(
     tmp_path: Path, dataset: Path, fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = {"fp32": {"1": 1.0, "8": 1.0}, "int8": {"1": 1.0, "8": 2.0}}
-    monkeypatch.setattr(quantization, "cpu_ms", lambda *_: costs)
-    rows = np.arange(10)
-
-    def choose(settings: ExportSettings) -> quantization.Choice:
-        return choose_precision(
-            fp32 / MODEL,
-            Dataset.open(dataset),
-            Preprocessing(SIDE),
-            rows=rows,
-            temperature=1.0,
-            settings=settings,
-        )
-
-    choice = choose(AUTO)
+    monkeypatch.setattr(precisions, "picture_ms", lambda *_: costs)
+    choice = choose(fp32, dataset, AUTO)
     assert (choice.precision.served, choice.encoded) == ("fp32", None)
     assert "1.00 at batch 1, 0.50 at batch 8" in choice.precision.reason
     assert sorted(file.name for file in fp32.iterdir()) == ["graph.json", MODEL]
     with pytest.raises(GraphError, match=r"export\.int8 is required.*0\.50 at batch 8.*auto"):
-        choose(AUTO.model_copy(update={"int8": "required"}))
+        choose(fp32, dataset, AUTO.model_copy(update={"int8": "required"}))
 
 
 def test_a_graph_that_cannot_be_quantized_is_served_in_fp32_with_the_reason(

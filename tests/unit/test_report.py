@@ -147,13 +147,13 @@ def test_the_page_tells_what_the_graph_and_its_training_cost(
 ) -> None:
     latency = {"1": {"median_ms": 4.0, "fastest_ms": 3.0, "calls": 5}}
     profile = {"parameters": 5, "flops": 2_000_000, "size_bytes": 100, "threads": 2}
-    side = {"accuracy": 0.5, "size_bytes": 100, "cpu_ms": {"1": 4.0, "8": 2.0}}
+    side = {"accuracy": 0.5, "size_bytes": 100, "picture_ms": {"1": 4.0, "8": 2.0}}
     precision = {"served": "fp32", "reason": "it is not faster", "fp32": side, "int8": side}
     edit(
         graph / "graph.json",
         flip="horizontal",
         profile=profile | {"latency": latency},
-        precision=precision | {"pictures": 9, "label_agreement": 1.0},
+        precision=precision | {"pictures": 9, "label_agreement": 1.0, "clock": "CPU time"},
         training={"epochs": 2, "seconds": {"data_wait": 1.0, "forward": 3.0}, "slowest": "forward"},
     )
     made = evaluate(graph, dataset, tmp_path / "report", SETTINGS, model="colours")
@@ -164,7 +164,7 @@ def test_the_page_tells_what_the_graph_and_its_training_cost(
         "answered twice, as it is and mirrored",
         "serves in <b>fp32</b>: it is not faster",
         "the slowest part is forward",
-        "fp16 is for GPUs",
+        "9 validation pictures; CPU time.",
     ):
         assert words in page
 

@@ -29,6 +29,7 @@ OUTPUT = "probabilities"
 # Microseconds that a session's idle threads look for work before they sleep. With 0, each step of
 # a graph has to wake them; by default they eat the CPU that others need.
 _SPIN_US = "50"
+_GPU = "CUDAExecutionProvider"
 # Decision 6 has the CPU of a picture by the size of a batch: 4 is near the best of each network.
 _PORTION = 4
 _AGAIN = "export the checkpoint again, or copy the folder whole"
@@ -48,7 +49,7 @@ class Parity:
 class GraphManifest:
     """What `graph.json` says about the `model.onnx` beside it.
 
-    `parity` is of the fp32 graph, which is `model.fp32.onnx` where int8 serves; `precision` says
+    `parity` is of the fp32 graph, which is `model.fp32.onnx` where another serves; `precision` says
     which of them serves and why, `profile` what it costs, `flip` if it answers mirror images too,
     `training` where the time of training went. Older graphs have none of these.
     """
@@ -100,7 +101,7 @@ class GraphManifest:
 
     @property
     def served_precision(self) -> str:
-        """Return what `model.onnx` computes in, fp32 or int8."""
+        """Return what `model.onnx` computes in: fp32, int8 or fp16."""
         return str((self.precision or {}).get("served", "fp32"))
 
     def to_json(self) -> dict[str, Any]:
@@ -206,6 +207,15 @@ class Session:
         return np.asarray(probabilities, dtype=np.float32)
 
 
+def on_gpu() -> bool:
+    """Return whether graphs compute on a GPU here, as they do with onnxruntime-gpu."""
+    return _GPU in ort.get_available_providers()
+
+
+def _providers() -> list[str]:
+    return [*([_GPU] if on_gpu() else []), "CPUExecutionProvider"]
+
+
 def _session(encoded: bytes, model: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
@@ -213,7 +223,7 @@ def _session(encoded: bytes, model: Path, threads: int | None) -> ort.InferenceS
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
-        session = ort.InferenceSession(encoded, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(encoded, options, providers=_providers())
     except Exception as error:  # ONNX Runtime's errors share no base class but this one
         first = re.sub(r"\s+", " ", str(error))[:300]
         raise GraphError(

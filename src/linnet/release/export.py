@@ -39,8 +39,9 @@ from linnet.inference.session import (
     Session,
 )
 from linnet.machine import available_cpus
+from linnet.release.precision import choose_precision
 from linnet.release.profiling import Profile, latency
-from linnet.release.quantization import check_calibration, choose_precision
+from linnet.release.quantization import check_calibration
 from linnet.release.rows import prepared_rows, spread
 from linnet.settings import ExportSettings
 from linnet.stores.objects import sha256_of
@@ -108,14 +109,14 @@ def export(
     """Write the checkpoint's graph, calibrated and compared with torch on validation pictures.
 
     Failed parity raises nothing: it is recorded in `graph.json`, and the gate refuses. Parity is of
-    the fp32 graph, which is kept beside where int8 was asked for and chosen.
+    the fp32 graph, which is kept beside where another precision was chosen.
 
     Raises:
         CheckpointError: the checkpoint is absent or damaged.
         DatasetError: the dataset is, or it has other classes, no validation pictures, or too few
             training pictures to calibrate int8.
-        GraphError: the network can't be expressed in ONNX, or ONNX Runtime can't run it; or int8 is
-            required and does not pass.
+        GraphError: the network can't be expressed in ONNX, or ONNX Runtime can't run it; or int8 or
+            fp16 is required and does not pass.
         StoreError: `destination` is taken or can't be written.
     """
     network, manifest = load_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""What a graph costs here: its latency by batch, and its CPU time beside another's."""
+"""What a graph costs here: its latency by batch, and its time beside another's."""
 
 import statistics
 import time
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from linnet.inference.session import Session
 
 LATENCY_BATCHES = (1, 8, 32)
-CPU_BATCHES = (1, 8)
+COMPARED_BATCHES = (1, 8)
 
 # For each batch size, so that neither holds up a run.
 _LATENCY_S = 0.3
-_CPU_S = 0.6
+_COMPARED_S = 0.6
 _FEWEST_ROUNDS = 3
 _MOST_ROUNDS = 200
 
@@ -66,26 +66,26 @@ def latency(session: Session, shape: tuple[int, int, int]) -> dict[str, Latency]
     return found
 
 
-def cpu_ms(
-    sessions: dict[str, Session], shape: tuple[int, int, int]
+def picture_ms(
+    sessions: dict[str, Session], shape: tuple[int, int, int], clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Return the least CPU time of a picture in milliseconds, by session and batch size.
+    """Return the least time of a picture in milliseconds, by session and batch size.
 
-    The sessions take turns and must have one thread each: it is the calling thread's CPU time
-    that counts, so that it hardly matters who else computes here.
+    The sessions take turns. By `time.thread_time` it is the calling thread's CPU time that counts,
+    so that it hardly matters who else computes here; the sessions must have one thread each.
     """
     found: dict[str, dict[str, float]] = {name: {} for name in sessions}
-    for size in CPU_BATCHES:
+    for size in COMPARED_BATCHES:
         pictures = _noise((size, *shape))
         for session in sessions.values():
             session.predict(pictures)
         least = dict.fromkeys(sessions, float("inf"))
-        until = time.thread_time() + _CPU_S
+        until = clock() + _COMPARED_S
         for done in range(_MOST_ROUNDS):
-            if done >= _FEWEST_ROUNDS and time.thread_time() > until:
+            if done >= _FEWEST_ROUNDS and clock() > until:
                 break
             for name, session in sessions.items():
-                least[name] = min(least[name], _seconds(session, pictures, time.thread_time))
+                least[name] = min(least[name], _seconds(session, pictures, clock))
         for name, seconds in least.items():
             found[name][str(size)] = round(1000 * seconds / size, 4)
     return found
