@@ -16,21 +16,14 @@ import urllib3
 from PIL import Image, ImageFilter
 
 from tests.cluster.load import Load
+from tests.shades import TRAIN as SHADES
 
 Light = Literal["daylight", "lamp"]
 
 # By the lamp an unripe apple has the colour of a rotten one by daylight.
 COLOURS = {"ripe": (200, 60, 50), "rotten": (120, 80, 40), "unripe": (100, 160, 80)}
 LAMP = np.array([1.1, 0.6, 0.6])
-TRAIN: dict[str, Any] = {
-    "network": "test_resnet",
-    "weights": "none",
-    "normalisation": "dataset",
-    "size_px": 32,
-    "batch_size": 16,
-    "head": "skip",
-    "whole": {"epochs": 8, "lr": 0.003},
-}
+TRAIN = {**SHADES, "whole": {"epochs": 8, "lr": 0.003}}
 _SIDE = 48
 
 

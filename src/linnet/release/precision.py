@@ -99,7 +99,7 @@ def choose_precision(
     small, asked = _asked(settings)
     if asked == "off":
         return Choice(Precision("off", "fp32", "export.int8 and export.fp16 are off"))
-    choice = _tried(small, fp32, dataset, spec, rows, temperature, settings)
+    choice = _Trial(small, fp32, dataset, spec, rows, settings).choose(temperature)
     precision = choice.precision
     if precision.served == "fp32" and asked == "required":
         raise GraphError(
@@ -114,78 +114,72 @@ def _asked(settings: ExportSettings) -> tuple[Small, str]:
     return ("fp16", settings.fp16) if settings.fp16 != "off" else ("int8", settings.int8)
 
 
-def _tried(
-    name: Small,
-    fp32: Path,
-    dataset: Dataset,
-    spec: Preprocessing,
-    rows: NDArray[np.int64],
-    temperature: float,
-    settings: ExportSettings,
-) -> Choice:
-    small = fp32.with_name(f"{name}.onnx")
-    try:
-        small.write_bytes(_made(name, fp32.read_bytes(), dataset, spec, settings))
-        precision, probabilities, labels = _measured(
-            name, fp32, small, dataset, spec, rows, settings
+@dataclass(frozen=True)
+class _Trial:
+    """A smaller graph beside the fp32 one, on validation rows of a dataset."""
+
+    name: Small
+    fp32: Path
+    dataset: Dataset
+    spec: Preprocessing
+    rows: NDArray[np.int64]
+    settings: ExportSettings
+
+    def choose(self, temperature: float) -> Choice:
+        small = self.fp32.with_name(f"{self.name}.onnx")
+        try:
+            small.write_bytes(self._made())
+            precision, probabilities, labels = self._measured(small)
+            if precision.served == "fp32":
+                return Choice(precision)
+            if not self.settings.calibrate:
+                return Choice(precision, small.read_bytes())
+            fitted = _refitted(probabilities, labels, temperature)
+            encoded = with_temperature(small.read_bytes(), temperature, fitted.value)
+            return Choice(precision, encoded, fitted)
+        except GraphError as error:
+            return Choice(Precision(_asked(self.settings)[1], "fp32", str(error)))
+        finally:
+            small.unlink(missing_ok=True)
+
+    def _made(self) -> bytes:
+        encoded = self.fp32.read_bytes()
+        if self.name == "fp16":
+            if not on_gpu():
+                raise GraphError("fp16 is for a GPU, and ONNX Runtime has none here")
+            return halved(encoded)
+        chosen = spread(self.dataset.size("train"), self.settings.int8_calibration_pictures)
+        pictures = prepared_rows(self.dataset, "train", chosen, self.spec, what="calibrate int8")
+        return quantized(encoded, (batch for batch, _ in pictures))
+
+    def _measured(self, small: Path) -> tuple[Precision, NDArray[np.float32], NDArray[np.int64]]:
+        """Return the choice, the smaller one's probabilities [N, C] and the rows' labels [N]."""
+        name, spec = self.name, self.spec
+        paths = {"fp32": self.fp32, name: small}
+        graphs = {each: Portions(path) for each, path in paths.items()}
+        answers: dict[str, list[NDArray[np.float32]]] = {each: [] for each in paths}
+        truth = []
+        what = f"compare {name}"
+        for pictures, labels in prepared_rows(self.dataset, "val", self.rows, spec, what=what):
+            truth.append(labels)
+            for each, graph in graphs.items():
+                answers[each].append(graph.predict(pictures))
+        labels = np.concatenate(truth)
+        probabilities = {each: np.concatenate(found) for each, found in answers.items()}
+        predicted = {each: found.argmax(axis=1) for each, found in probabilities.items()}
+        alone = {each: Session(path, threads=1) for each, path in paths.items()}
+        # A CPU is shared with others, who don't count; a GPU's work is no thread's time.
+        clock = time.perf_counter if on_gpu() else time.thread_time
+        cost = picture_ms(alone, (spec.size_px, spec.size_px, 3), clock)
+        sides = {
+            each: Side(float((predicted[each] == labels).mean()), path.stat().st_size, cost[each])
+            for each, path in paths.items()
+        }
+        agreement = float((predicted["fp32"] == predicted[name]).mean())
+        precision = decide(
+            name, sides, self.settings, pictures=len(labels), label_agreement=agreement
         )
-        if precision.served == "fp32":
-            return Choice(precision)
-        if not settings.calibrate:
-            return Choice(precision, small.read_bytes())
-        fitted = _refitted(probabilities, labels, temperature)
-        encoded = with_temperature(small.read_bytes(), temperature, fitted.value)
-        return Choice(precision, encoded, fitted)
-    except GraphError as error:
-        return Choice(Precision(_asked(settings)[1], "fp32", str(error)))
-    finally:
-        small.unlink(missing_ok=True)
-
-
-def _made(
-    name: Small, encoded: bytes, dataset: Dataset, spec: Preprocessing, settings: ExportSettings
-) -> bytes:
-    if name == "fp16":
-        if not on_gpu():
-            raise GraphError("fp16 is for a GPU, and ONNX Runtime has none here")
-        return halved(encoded)
-    chosen = spread(dataset.size("train"), settings.int8_calibration_pictures)
-    pictures = prepared_rows(dataset, "train", chosen, spec, what="calibrate int8")
-    return quantized(encoded, (batch for batch, _ in pictures))
-
-
-def _measured(
-    name: Small,
-    fp32: Path,
-    small: Path,
-    dataset: Dataset,
-    spec: Preprocessing,
-    rows: NDArray[np.int64],
-    settings: ExportSettings,
-) -> tuple[Precision, NDArray[np.float32], NDArray[np.int64]]:
-    """Return the choice, the smaller one's probabilities [N, C] and the rows' labels [N]."""
-    paths = {"fp32": fp32, name: small}
-    graphs = {each: Portions(path) for each, path in paths.items()}
-    answers: dict[str, list[NDArray[np.float32]]] = {each: [] for each in paths}
-    truth = []
-    for pictures, labels in prepared_rows(dataset, "val", rows, spec, what=f"compare {name}"):
-        truth.append(labels)
-        for each, graph in graphs.items():
-            answers[each].append(graph.predict(pictures))
-    labels = np.concatenate(truth)
-    probabilities = {each: np.concatenate(found) for each, found in answers.items()}
-    predicted = {each: found.argmax(axis=1) for each, found in probabilities.items()}
-    alone = {each: Session(path, threads=1) for each, path in paths.items()}
-    # A CPU is shared with others, who don't count; of what a GPU does, a thread's time has nothing.
-    clock = time.perf_counter if on_gpu() else time.thread_time
-    cost = picture_ms(alone, (spec.size_px, spec.size_px, 3), clock)
-    sides = {
-        each: Side(float((predicted[each] == labels).mean()), path.stat().st_size, cost[each])
-        for each, path in paths.items()
-    }
-    agreement = float((predicted["fp32"] == predicted[name]).mean())
-    precision = decide(name, sides, settings, pictures=len(labels), label_agreement=agreement)
-    return precision, probabilities[name], labels
+        return precision, probabilities[name], labels
 
 
 def decide(
