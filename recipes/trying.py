@@ -24,7 +24,7 @@ from linnet.data.preprocessing import Preprocessing
 from linnet.evaluation.calibration import fit_temperature
 from linnet.inference.predict import predict_split
 from linnet.release.export import Mirrored
-from linnet.settings import CsvSettings, IngestSettings, RunSettings, TrainSettings
+from linnet.settings import CsvSettings, IngestSettings, RunSettings
 from linnet.training import fit
 from linnet.training.network import Classifier, load_checkpoint
 from recipes.plan import FOLDER, overrides, placed, read_plan
@@ -86,7 +86,7 @@ def main() -> None:
     write(
         Trial(
             pictures=wanted.pictures,
-            settings=in_short(settings.train),
+            settings=in_short(settings),
             seeds=len(wanted.seeds),
             held_back=len(hits),
             accuracy=round(float(hits.mean()), 4),
@@ -95,17 +95,21 @@ def main() -> None:
     )
 
 
-def in_short(train: TrainSettings) -> str:
+def in_short(settings: RunSettings) -> str:
     """Return what tells trials apart, in a line."""
+    train = settings.train
     said = [f"{train.size_px} px"]
     for name, stage in (("head", train.head), ("whole", train.whole)):
         if stage is not None:
             said.append(f"{name} {stage.epochs} epochs at {stage.lr}")
             said += [f"by layer {stage.layer_decay}"] * (stage.layer_decay < 1)
+            said += [f"frozen up to {last}" for last in stage.frozen[-1:]]
             said += [f"{stage.augmentation} augmentation"] * stage.augments
-            said += [f"mixup {stage.mixup}"] * (stage.mixup > 0)
+            mixed = {"mixup": stage.mixup, "cutmix": stage.cutmix, "randaugment": stage.randaugment}
+            said += [f"{what} {strength}" for what, strength in mixed.items() if strength]
     said += [f"averaged {train.average_weights}"] * (train.average_weights > 0)
     said += [f"smoothed {train.label_smoothing}"] * (train.label_smoothing > 0)
+    said += ["answers to mirror images too"] * (settings.export.flip == "horizontal")
     return ", ".join(said)
 
 

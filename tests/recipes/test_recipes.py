@@ -144,11 +144,21 @@ def test_settings_are_tried_on_pictures_that_are_not_learnt_from_nor_of_test(
     hits, losses = held_back(settings, 1, tmp_path / "workspace")
     learnt_from_or_held_back = 48 - round(48 * settings.ingest.test_fraction)
     assert len(hits) == len(losses) == pytest.approx(0.25 * learnt_from_or_held_back, abs=2)
-    line = Trial("shades", in_short(settings.train), 1, len(hits), 0.5, 0.7)
+    line = Trial("shades", in_short(settings), 1, len(hits), 0.5, 0.7)
     assert line.settings.startswith("32 px, whole 1 epochs")
     for _ in range(2):
         write(line, tmp_path / "tried.csv")
     assert list(tried(tmp_path / "tried.csv")) == [line, line]
+
+
+def test_a_trial_is_told_by_what_differs_between_trials() -> None:
+    whole = {"epochs": 4, "lr": 0.1, "frozen": ["stem", "layer1"], "mixup": 0.2}
+    changes = {"train.size_px": 96, "train.head": "skip", "train.whole": whole}
+    changes |= {"train.average_weights": 0.9, "export.flip": "horizontal"}
+    assert in_short(RunSettings.load(None, tuple(overrides(changes)))) == (
+        "96 px, whole 4 epochs at 0.1, frozen up to layer1, none augmentation, mixup 0.2, "
+        "averaged 0.9, answers to mirror images too"
+    )
 
 
 def test_the_page_is_what_the_records_make() -> None:
