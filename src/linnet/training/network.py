@@ -44,9 +44,8 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, mean: Three, std: Three) -> None:
         super().__init__()
         self.network = network
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(shape), persistent=False)
-        self.register_buffer("scale", 1 / (255.0 * torch.tensor(std).view(shape)), persistent=False)
+        self.register_buffer("mean", 255.0 * torch.tensor(mean), persistent=False)
+        self.register_buffer("scale", 1 / (255.0 * torch.tensor(std)), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return logits, `[N, classes]`."""
@@ -55,7 +54,11 @@ class Classifier(nn.Module):
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Return what the network takes: float32 `[N, 3, S, S]` in channels-last memory."""
-        return pictures.permute(0, 3, 1, 2).float().sub_(self.mean).mul_(self.scale)
+        width = pictures.shape[2]
+        # Whole rows of pixels: ONNX Runtime takes ten times as long where three channels come last.
+        rows = pictures.flatten(2).float()
+        rows = rows.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
+        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
     def features(self, pictures: Tensor) -> Tensor:
         """Return what the network's classifier takes, `[N, features]`."""
