@@ -1,5 +1,6 @@
 """docs/canary.md on a real cluster, under load: every command is the page's own text."""
 
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from tests.cluster.serving_here import (
     request_body,
     store_connections,
 )
+
+logger = logging.getLogger(__name__)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -126,5 +129,6 @@ def test_a_release_is_promoted_and_the_next_taken_back_by_the_page_s_own_lines(
             back.do(*commands)
         requests.until(300)
         left = back.do("weights")
+    logger.info("by the page's own lines; %s", requests.words())
     assert requests.lost == [], requests.words()
     assert {*left.split()} == {f"{model.name}-v2-predictor=1"}
