@@ -27,7 +27,7 @@ SEARCH_STORAGE = "postgresql+psycopg2://search:{password}@postgres.linnet-platfo
 
 def make(kubectl: Kubectl, parts: Collection[str]) -> None:
     """Make every Secret that is absent, and hand the stores' users to who needs them."""
-    users = ("linnet-pipelines", "linnet-models", "linnet-mlflow")
+    users = ("linnet-pipelines", "linnet-models", "linnet-mlflow", "linnet-events")
     minio = _kept(kubectl, "linnet-platform", "minio", (*users, "root-user", "root-password"))
     postgres = _kept(kubectl, "linnet-platform", "postgres", ("password", "search-password"))
     _kept(kubectl, "linnet-platform", "grafana", ("password",))
@@ -35,6 +35,8 @@ def make(kubectl: Kubectl, parts: Collection[str]) -> None:
     _give(kubectl, "kubeflow", "linnet-s3", _credentials("linnet-pipelines", minio))
     models = _credentials("linnet-models", minio)
     _give(kubectl, "linnet-serving", "linnet-s3", models, annotations=KSERVE_S3)
+    listener = {"access-key": "linnet-events", "secret-key": minio["linnet-events"]}
+    _give(kubectl, "linnet-platform", "linnet-events", listener)
     if "tracking" in parts:
         storage = SEARCH_STORAGE.format(password=postgres["search-password"])
         _give(kubectl, "kubeflow", "linnet-search", {"LINNET_SEARCH_STORAGE": storage})

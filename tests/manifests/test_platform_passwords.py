@@ -72,6 +72,14 @@ def test_without_the_platform_s_database_no_search_is_sent_to_it(cluster: Path) 
     assert not (cluster / "kubeflow.linnet-search.json").exists()
 
 
+def test_argo_events_is_given_a_key_of_its_own_to_the_store(cluster: Path) -> None:
+    make()
+    assert secret(cluster, "linnet-platform.linnet-events") == {
+        "access-key": "linnet-events",
+        "secret-key": secret(cluster, "linnet-platform.minio")["linnet-events"],
+    }
+
+
 def test_a_secret_of_somebody_s_own_is_left_alone(cluster: Path) -> None:
     own = {"metadata": {"labels": {}}, "data": {"AWS_ACCESS_KEY_ID": "b3du"}}
     (cluster / "kubeflow.linnet-s3.json").write_text(json.dumps(own))

@@ -74,6 +74,16 @@ def test_events_ask_for_a_job_by_a_name_so_that_many_of_a_minute_make_one() -> N
     assert rights[0]["rules"][0]["verbs"] == ["get", "create", "patch"]
 
 
+def test_what_listens_and_what_serves_are_apart_as_argo_events_wants_it() -> None:
+    events = read(COMPONENTS / "argo-events/events.yaml")
+    sources = {one["metadata"]["name"]: one["spec"] for one in events[1:]}
+    kinds = {name: spec.keys() & {"minio", "webhook"} for name, spec in sources.items()}
+    assert kinds == {"linnet-pictures": {"minio"}, "linnet-registry": {"webhook"}}
+    for one in read(COMPONENTS / "argo-events/sensor.yaml")[-1]["spec"]["dependencies"]:
+        (kind,) = kinds[one["eventSourceName"]]
+        assert one["eventName"] in sources[one["eventSourceName"]][kind]
+
+
 def test_a_job_waits_as_long_as_the_events_that_share_it_come() -> None:
     (job,) = (job for name, job, _ in _jobs() if name == "pictures")
     arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -81,17 +91,17 @@ def test_a_job_waits_as_long_as_the_events_that_share_it_come() -> None:
 
 
 def test_what_argo_events_starts_is_restricted() -> None:
-    bus, source = read(COMPONENTS / "argo-events/events.yaml")
+    bus, *sources = read(COMPONENTS / "argo-events/events.yaml")
     sensor = read(COMPONENTS / "argo-events/sensor.yaml")[-1]
     of_bus = bus["spec"]["jetstream"]
     containers = {
         "EventBus": [of_bus[f"{name}ontainerTemplate"] for name in ("c", "reloaderC", "metricsC")],
-        "EventSource": [source["spec"]["template"]["container"]],
+        **{one["metadata"]["name"]: [one["spec"]["template"]["container"]] for one in sources},
         "Sensor": [sensor["spec"]["template"]["container"]],
     }
     templates = {
         "EventBus": of_bus,
-        "EventSource": source["spec"]["template"],
+        **{one["metadata"]["name"]: one["spec"]["template"] for one in sources},
         "Sensor": sensor["spec"]["template"],
     }
     for kind, template in templates.items():

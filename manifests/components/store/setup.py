@@ -46,6 +46,8 @@ def main() -> int:
     models = rights({"releases/": READ, "log/": WRITE})
     add_user(admin, "linnet-models", os.environ["MODELS_PASSWORD"], models)
     add_user(admin, "linnet-mlflow", os.environ["MLFLOW_PASSWORD"], rights({"mlflow/": WRITE}))
+    # Argo Events is told what comes and goes, and reads nothing.
+    add_user(admin, "linnet-events", os.environ["EVENTS_PASSWORD"], listening())
     return 0
 
 
@@ -77,6 +79,13 @@ def rights(actions: Mapping[str, Iterable[str]]) -> dict[str, Any]:
         for prefix, allowed in actions.items()
     ]
     return {"Version": "2012-10-17", "Statement": [listing, *objects]}
+
+
+def listening() -> dict[str, Any]:
+    """Return the policy that allows to hear of what comes to the bucket and goes."""
+    actions = ["s3:ListenBucketNotification", "s3:GetBucketLocation"]
+    allowed = {"Effect": "Allow", "Action": actions, "Resource": [f"arn:aws:s3:::{BUCKET}"]}
+    return {"Version": "2012-10-17", "Statement": [allowed]}
 
 
 def add_user(admin: MinioAdmin, name: str, password: str, policy: dict[str, Any]) -> None:
