@@ -373,7 +373,10 @@ def test_dashboards_are_whole() -> None:
             assert all('model=~"$model"' in target["expr"] for target in panel["targets"])
 
 
-def test_every_panel_shows_something_of_a_server_that_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codes", [("200", "500"), ("200",)])
+def test_every_panel_shows_something_of_a_server_that_answers(
+    codes: tuple[str, ...], tmp_path: Path
+) -> None:
     asked = [
         Template(target["expr"]).substitute(
             __rate_interval="5m", namespace="serving", model="flowers"
@@ -383,7 +386,7 @@ def test_every_panel_shows_something_of_a_server_that_answers(tmp_path: Path) ->
         for target in panel["targets"]
     ]
     shown = {"eval_time": "30m", "exp_samples": [{"labels": "{}", "value": 1}]}
-    series = [{"series": name, "values": "0+1x40"} for name in _series_of_a_server()]
+    series = [{"series": name, "values": "0+1x40"} for name in _series_of_a_server(codes)]
     test = {
         "interval": "1m",
         "input_series": series,
@@ -594,15 +597,15 @@ def _groups() -> list[Any]:
     return list(yaml.safe_load(rules["data"]["flowers.yaml"])["groups"])
 
 
-def _series_of_a_server() -> Iterator[str]:
-    """Yield what Prometheus has of a server that answered and logged, and of a watch."""
+def _series_of_a_server(codes: tuple[str, ...]) -> Iterator[str]:
+    """Yield what Prometheus has of a server that answered so and logged, and of a watch."""
     metrics = Metrics()
     of = ("flowers", "flowers/v1")
     model = ModelMetrics(metrics, *of, ("daisy", "rose"))
     model.decoded(0.1)
     model.ran(1, 0.1, [0.1])
     model.answered(Rule().answer(np.float32([[0.9, 0.1]])))
-    for code in ("200", "500"):
+    for code in codes:
         model.finished("rest", code, 0.1)
         metrics.feedback.labels(*of, "true" if code == "200" else "false").inc()
     metrics.logged.labels(*of, "written").inc()
