@@ -58,8 +58,10 @@ def rollout(model: str, kubectl: Kubectl, tmp_path: Path) -> Iterator[Path]:
     file = tmp_path / "rollout.yaml"
     file.write_text(json.dumps(ROLLOUT))
     yield file
-    left = (f"inferenceservice/{model}", f"configmap/linnet-rollout-{model}")
-    kubectl.run("delete", "-n", SERVING, *left, "--ignore-not-found")
+    left = [f"{kind}/linnet-rollout-{model}" for kind in ("configmap", "lease")]
+    kubectl.run(
+        *("delete", "-n", SERVING, f"inferenceservice/{model}", *left, "--ignore-not-found")
+    )
 
 
 def run(command: list[str], *more: str) -> subprocess.CompletedProcess[str]:
