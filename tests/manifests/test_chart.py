@@ -379,7 +379,7 @@ def test_every_panel_shows_something_of_a_server_that_answers(
 ) -> None:
     asked = [
         Template(target["expr"]).substitute(
-            __rate_interval="5m", namespace="serving", model="flowers"
+            __rate_interval="5m", __range="15m", namespace="serving", model="flowers"
         )
         for path in CHART.glob("files/dashboards/*.json")
         for panel in json.loads(path.read_text("utf-8"))["panels"]
