@@ -14,6 +14,8 @@ ARGS ?=
 COSIGN_ARGS ?=
 # A registry without TLS: --plain-http.
 HELM_ARGS ?=
+# A bill of materials names packages; with each of their files it is more than a transparency log takes.
+SYFT = SYFT_FILE_METADATA_SELECTION=none SYFT_RELATIONSHIPS_PACKAGE_FILE_OWNERSHIP=false syft
 # What `make load` asks.
 SERVER ?= http://127.0.0.1:8080
 MODEL ?=
@@ -94,7 +96,7 @@ publish-images: ## Push the images, each with a bill of materials and a signatur
 		docker push --quiet $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) && \
 		image=$$(docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' \
 			$(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) | grep '^$(IMAGE_PREFIX)/') && \
-		syft scan --quiet "docker:$(IMAGE_PREFIX)/$$target:$(IMAGE_TAG)" -o spdx-json=build/sbom/$$target.spdx.json && \
+		$(SYFT) scan --quiet "docker:$(IMAGE_PREFIX)/$$target:$(IMAGE_TAG)" -o spdx-json=build/sbom/$$target.spdx.json && \
 		cosign sign --yes $(COSIGN_ARGS) "$$image" && \
 		cosign attest --yes $(COSIGN_ARGS) --type spdxjson --predicate build/sbom/$$target.spdx.json "$$image" \
 		|| exit 1; \
