@@ -14,7 +14,8 @@ ARGS ?=
 COSIGN_ARGS ?=
 # A registry without TLS: --plain-http.
 HELM_ARGS ?=
-# A bill of materials names packages; with each of their files it is more than a transparency log takes.
+# A bill of materials names packages: with all their files it is six times as large (serving), and
+# Sigstore's public log, which is sent the whole of it, refuses large ones.
 SYFT = SYFT_FILE_METADATA_SELECTION=none SYFT_RELATIONSHIPS_PACKAGE_FILE_OWNERSHIP=false syft
 # What `make load` asks.
 SERVER ?= http://127.0.0.1:8080
