@@ -296,8 +296,8 @@ def _from_hub(network: str, classes: int, options: dict[str, Any]) -> nn.Module:
     pretrained = timm.get_pretrained_cfg(network)
     if pretrained is None or not pretrained.has_weights:
         raise NetworkError(
-            f"timm has no pretrained weights for {network}: set weights to none or to a file, or "
-            f"choose a network of timm.list_pretrained()"
+            f"timm has no pretrained weights for {network}: set train.weights to none or to a "
+            "file, or choose a network of timm.list_pretrained()"
         )
     try:
         built: nn.Module = timm.create_model(
@@ -308,7 +308,8 @@ def _from_hub(network: str, classes: int, options: dict[str, Any]) -> nn.Module:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NetworkError(
             f"the weights of {network} can't be had from timm's hub ({reason[0]}): check the "
-            "network, or set weights to a .safetensors or .pth file, to s3://bucket/key, or to none"
+            "network, or set train.weights to a .safetensors or .pth file, to s3://bucket/key, or "
+            "to none"
         ) from error
     return built
 
