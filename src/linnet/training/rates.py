@@ -46,23 +46,26 @@ class RangeTest:
     def of(cls, rates: Iterable[float], losses: Iterable[float]) -> Self:
         """Choose the rate at which the smoothed loss falls fastest, two digits of it.
 
-        Where it hardly falls at all, as with a network that has learnt already, a tenth of the
-        rate at which it is least.
+        The first averages, of a few batches each, are not looked at: they fall by chance. Where
+        the loss hardly falls at all, as with a network that has learnt already, a tenth of the
+        rate at which it is least is taken.
         """
         rates, losses = tuple(rates), tuple(losses)
         smoothed = _smoothed(losses)
-        least = int(np.argmin(smoothed))
-        if smoothed[least] > (1 - _LEAST_FALL) * smoothed[0] or least < 2:
+        first = _FEWEST - 1
+        least = first + int(np.argmin(smoothed[first:]))
+        if smoothed[least] > (1 - _LEAST_FALL) * smoothed[first] or least < first + 2:
             log.warning(
                 "the loss hardly falls at any learning rate (from %.4g to %.4g): taking a tenth "
                 "of the rate where it is least; set lr to a number if that isn't right",
-                smoothed[0],
+                smoothed[first],
                 smoothed[least],
             )
             chosen = rates[least] / 10
         else:
-            slope = np.gradient(smoothed[: least + 1], np.log(rates[: least + 1]))
-            chosen = rates[int(np.argmin(slope))]
+            falling = slice(first, least + 1)
+            slope = np.gradient(smoothed[falling], np.log(rates[falling]))
+            chosen = rates[first + int(np.argmin(slope))]
         return cls(rates, losses, tuple(smoothed), float(f"{chosen:.1e}"))
 
     @classmethod
