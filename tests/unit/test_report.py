@@ -16,7 +16,7 @@ from linnet.evaluation.baselines import FILE, write_probe
 from linnet.evaluation.evaluate import evaluate
 from linnet.evaluation.report import Report, load_predictions
 from linnet.inference.predict import Predictions
-from linnet.settings import EvaluateSettings
+from linnet.settings import DecisionSettings, EvaluateSettings
 from tests.graphs import keep_rows, relabel
 from tests.release_parts import CLASSES, VERSION, write_dataset, write_graph
 
@@ -95,6 +95,22 @@ def test_the_page_needs_no_other_file_and_no_script(report: Path) -> None:
     page = (report / "report.html").read_text(encoding="utf-8")
     assert "0.750 accuracy on 12 test pictures" in page
     assert not re.search(r"<script|<link|@import|src=\"(?!data:)|url\(", page)
+
+
+def test_the_page_says_what_each_class_costs(tmp_path: Path, graph: Path, dataset: Path) -> None:
+    relabel(dataset, "test", {0: 1, 1: 1, 4: 2, 8: 0})
+    cost = {CLASSES[2]: {CLASSES[0]: 1.0}, CLASSES[1]: {CLASSES[0]: 7.5}}
+    for aim, words in (
+        ("none", f"<b>{CLASSES[1]}</b> costs most: 2 of the 4 mistakes are pictures of it. It has"),
+        ("cost", "pictures of it, and 88.2% of what all of them cost by evaluate.decision.cost."),
+    ):
+        decision = DecisionSettings(aim=aim, cost=cost if aim == "cost" else {}, fewest_pictures=1)
+        settings = SETTINGS.model_copy(update={"decision": decision})
+        found = evaluate(graph, dataset, tmp_path / "report", settings, model="colours")
+        assert found.confusion == ((2, 0, 1), (2, 3, 0), (0, 1, 3))
+        page = " ".join((tmp_path / "report" / "report.html").read_text().split())
+        assert words in page
+        assert ('<th class="n">Cost</th>' in page) is (aim == "cost")
 
 
 def test_names_from_the_data_are_escaped(tmp_path: Path, graph: Path, dataset: Path) -> None:

@@ -20,8 +20,9 @@ from linnet.evaluation.overlay import overlay
 from linnet.evaluation.panels import Panel
 from linnet.evaluation.report import Report
 from linnet.evaluation.slices import SMALL, worst_slice
+from linnet.evaluation.thresholds import Aim
 from linnet.inference.predict import Predictions
-from linnet.settings import Metric
+from linnet.settings import DecisionSettings, Metric
 
 THUMBNAIL_PX = 200
 CURVE_POINTS = 120
@@ -62,6 +63,22 @@ class Confusion:
     share: float
 
 
+@dataclass(frozen=True)
+class ClassCost:
+    """What a class's mistakes cost: 1 each, or by the matrix that thresholds were fitted for.
+
+    `trained` is its share of the training pictures; `false` counts pictures of other classes that
+    were taken for it.
+    """
+
+    name: str
+    trained: float
+    missed: int
+    false: int
+    cost: float
+    share: float
+
+
 def render(report: Report, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
     """Return the page; `pictures` are the shown ones' encoded bytes by key."""
     roc, pr = _curves(report, predictions)
@@ -80,6 +97,8 @@ def render(report: Report, predictions: Predictions, pictures: Mapping[str, byte
             thresholds=lines,
             thresholds_marks=[(at, curve.colour) for curve, at in lines],
             confusions=_confusions(report),
+            costs=_costs(report),
+            priced=_priced(report),
             matrix=_matrix(report),
             numbered=len(report.classes) <= NUMBERED_CLASSES,
             wrong=report.pictures - int(np.trace(np.array(report.confusion))),
@@ -227,6 +246,30 @@ def _confusions(report: Report, most: int = 10) -> list[Confusion]:
             names = report.classes[true], report.classes[predicted]
             found.append(Confusion(*names, count, count / sum(report.confusion[true])))
     return found
+
+
+def _priced(report: Report) -> bool:
+    """Return whether mistakes have the prices of a cost matrix."""
+    return report.thresholds is not None and report.thresholds.aim == "cost"
+
+
+def _costs(report: Report) -> list[ClassCost]:
+    table, prices = np.array(report.confusion), 1.0 - np.eye(len(report.classes))
+    if _priced(report):
+        settings = DecisionSettings.parse(report.settings["decision"])
+        prices = Aim.of(report.classes, settings).cost
+    paid = (table * prices).sum(axis=1)
+    return [
+        ClassCost(
+            name=row.name,
+            trained=report.prior[index],
+            missed=row.support - int(table[index, index]),
+            false=row.predicted - int(table[index, index]),
+            cost=float(paid[index]),
+            share=float(paid[index] / paid.sum()) if paid.any() else 0.0,
+        )
+        for index, row in enumerate(report.per_class)
+    ]
 
 
 def _thumbnail(encoded: bytes) -> str:
