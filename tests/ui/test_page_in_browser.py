@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Route, expect
 
-from tests.ui.conftest import BLUE, GREY, MOST_BYTES, RED, PageProcess, Served, picture
+from tests.ui.conftest import (
+    BLUE,
+    GREY,
+    MOST_BYTES,
+    RED,
+    PageProcess,
+    Served,
+    StartPage,
+    picture,
+)
 
 BROKEN = RED[:20] + b"no more"
 
@@ -230,3 +239,43 @@ def test_both_releases_are_told_while_two_answer(page: Page, served: Served) -> 
         expect(page.locator("#shares")).to_contain_text("a rollout is going on")
     finally:
         served.load("v1")
+
+
+def test_an_answer_that_comes_late_does_not_take_the_count_back(
+    page: Page, served: Served, start_page: StartPage
+) -> None:
+    late: list[tuple[Route, APIResponse]] = []
+
+    def hold_the_first(route: Route) -> None:
+        answer = route.fetch()
+        if sum(share["answers"] for share in answer.json()["shares"]) == 1:
+            late.append((route, answer))
+        else:
+            route.fulfill(response=answer)
+
+    page.goto(start_page(served.server.url, "--model", "colours").url)
+    page.route("**/answers", hold_the_first)
+    names = [f"{number}.png" for number in range(3)]
+    page.set_input_files("#files", [file(name, RED) for name in names])
+    expect(page.locator("#shares")).to_contain_text("Of the last 3 answers")
+    ((route, answer),) = late
+    route.fulfill(response=answer)
+    for name in names:
+        card(page, name)
+    expect(page.locator("#shares")).to_contain_text("Of the last 3 answers")
+
+
+def test_a_count_that_began_anew_is_shown(
+    page: Page, served: Served, start_page: StartPage
+) -> None:
+    page.set_input_files("#files", [file("red.png", RED), file("blue.png", BLUE)])
+    card(page, "red.png")
+    card(page, "blue.png")
+    anew = start_page(served.server.url, "--model", "colours")
+    page.route(
+        "**/answers",
+        lambda route: route.fulfill(response=route.fetch(url=f"{anew.url}/answers")),
+    )
+    page.set_input_files("#files", [file("grey.png", GREY)])
+    card(page, "grey.png")
+    expect(page.locator("#shares")).to_contain_text("Of the last answer to")

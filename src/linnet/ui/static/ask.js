@@ -12,6 +12,7 @@ const waiting = [];
 let asking = 0;
 let batch = { pictures: 0, answered: 0, failed: 0, last: "" };
 const rows = new Map();
+let shown = { total: 0, at: 0 };
 
 function percent(share) {
   const text = (100 * share).toFixed(1);
@@ -126,10 +127,12 @@ function next() {
 
 async function ask({ card, file }) {
   if (!card.isConnected) return;
+  const asked = performance.now();
   try {
     const answer = await post("answers", file);
     const said = await answer.json();
     showAnswer(card, file, said);
+    showShares(said.shares, asked);
     batch.answered += 1;
     batch.last = `${file.name || "picture"}: ${spoken(said)}`;
   } catch (error) {
@@ -204,7 +207,6 @@ function showAnswer(card, file, said) {
   part(".why").hidden = false;
   part(".why").setAttribute("aria-label", `Show why: ${file.name || "picture"}`);
   rows.set(card, { file: file.name || "picture", ...said });
-  showShares(said.shares);
 }
 
 function showTruth(card, said) {
@@ -256,8 +258,11 @@ function showProgress() {
   byId("save").hidden = !rows.size;
 }
 
-function showShares(shares) {
+// Answers may overtake each other: fewer of them are news only when asked for after those shown came.
+function showShares(shares, asked) {
   const total = shares.reduce((sum, one) => sum + one.answers, 0);
+  if (total < shown.total && asked < shown.at) return;
+  shown = { total, at: performance.now() };
   const place = byId("shares");
   place.hidden = false;
   place.querySelector(".stack").replaceChildren(...shares.map((one) => {
