@@ -627,7 +627,9 @@ def settings(
         raise SettingsError(
             f"no section {section!r}: expected one of {', '.join(RunSettings.model_fields)}"
         )
-    table = Table("setting", "default", "values", "meaning")
+    # What is cut can't be typed, and a table in a pipe is 80 wide.
+    others = (Column(name, overflow="fold") for name in ("default", "values", "meaning"))
+    table = Table(Column("setting", no_wrap=True), *others)
     for row in rows:
         table.add_row(row.name, row.default, row.values, row.meaning)
     out.print(table)

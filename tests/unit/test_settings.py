@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from linnet.cli import app
 from linnet.errors import SettingsError
 from linnet.settings import RunSettings, TrainSettings
 from linnet.settings_table import rows
@@ -107,3 +109,8 @@ def test_every_setting_has_a_meaning() -> None:
     every = rows()
     assert len(every) > 60
     assert [row.name for row in every if not row.meaning] == []
+
+
+def test_the_table_has_every_name_whole_in_a_narrow_terminal() -> None:
+    words = CliRunner().invoke(app, ["settings"], env={"COLUMNS": "80"}).output.split()
+    assert [row.name for row in rows() if row.name not in words] == []
