@@ -3,9 +3,9 @@ import torch
 
 from linnet.errors import TrainingError
 from linnet.settings import Augmentation, StageSettings, TrainSettings
+from linnet.training.arithmetic import precision
 from linnet.training.augmentation import augment
 from linnet.training.loading import Batches, Order, Wanted, seed_of
-from linnet.training.stage import precision
 
 SETS: tuple[Augmentation, ...] = ("none", "light", "standard", "strong")
 

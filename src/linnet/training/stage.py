@@ -26,6 +26,7 @@ from linnet.progress import track
 from linnet.settings import StageSettings, TrainSettings
 from linnet.stores.tracking import Tracker
 from linnet.training import rates
+from linnet.training.arithmetic import precision, spare_strided_depthwise
 from linnet.training.augmentation import augment
 from linnet.training.cache import computed_once
 from linnet.training.loading import Batch, Batches, Order, loader
@@ -36,11 +37,6 @@ from linnet.training.record import LAST, Record, Recorder, Row
 log = logging.getLogger(__name__)
 
 _LOWEST_RATE = 1e-6
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-
-# Below this side the casts cost more than bf16 saves on a CPU.
-_SMALLEST_BF16_PX = 64
 _EXIT_AFTER_SIGTERM = 128 + signal.SIGTERM
 
 
@@ -116,6 +112,8 @@ def train_stage(
     )
     with quiet_lightning():
         trainer = make_trainer(stage, settings, folder, recorder)
+        if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu":
+            spare_strided_depthwise(model)
         head = find_head(model, settings.size_px) if name == "head" else None
         cached = head is not None and not stage.augments
         if name == "head" and not cached:
@@ -194,35 +192,6 @@ def make_trainer(
             f"train.accelerator {settings.accelerator} with train.devices {settings.devices} "
             f"can't be had on this machine: {error}"
         ) from error
-
-
-def precision(settings: TrainSettings, *, on_gpu: bool) -> Precision:
-    """Return Lightning's name of the arithmetic to use.
-
-    `auto` is bf16 where the hardware computes in it, except for very small pictures on a CPU,
-    where the casts cost more than they save.
-
-    Raises:
-        TrainingError: 16 on a CPU.
-    """
-    if settings.precision == "16" and not on_gpu:
-        raise TrainingError(
-            "train.precision 16 needs a GPU: use bf16, or auto, which picks what the CPU has"
-        )
-    if settings.precision != "auto":
-        names: dict[str, Precision] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-        return names[settings.precision]
-    if on_gpu:
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
-    worth_it = settings.size_px >= _SMALLEST_BF16_PX
-    return "bf16-mixed" if worth_it and cpu_computes_bf16() else "32-true"
-
-
-def cpu_computes_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 itself (AVX512-BF16, AMX, or Arm's BF16)."""
-    capability = torch.cpu.get_capabilities()
-    names = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
-    return any(capability.get(name, False) for name in names)
 
 
 def features_of(
