@@ -25,7 +25,8 @@ from linnet.errors import (
     StoreFullError,
     TrainingError,
 )
-from linnet.settings import TrainSettings
+from linnet.machine import available_cpus
+from linnet.settings import StageSettings, TrainSettings
 from linnet.stores.connections import Connections
 from linnet.stores.objects import folder_errors
 from linnet.stores.registry import Registry
@@ -35,6 +36,7 @@ from linnet.training.cache import check_space, write_array
 from linnet.training.checkpoint import CheckpointManifest
 from linnet.training.network import load_checkpoint
 from linnet.training.rates import RangeTest
+from linnet.training.stage import make_trainer
 from tests.training.conftest import CLASSES, SIZES, write_dataset
 
 WHOLE = {"epochs": 4, "lr": 0.003}
@@ -465,3 +467,20 @@ def test_a_metric_that_validation_cannot_show_is_an_error_before_training(
     (dataset / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(TrainingError, match=f"{metric} can't be measured: .* shows light: ingest"):
         train(dataset, tmp_path, monitor=metric, keep=[metric])
+
+
+def test_a_number_of_threads_that_is_given_from_outside_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, given = torch.get_num_threads(), available_cpus() + 1
+    settings = TrainSettings(accelerator="cpu")
+    try:
+        torch.set_num_threads(given)
+        monkeypatch.setenv("OMP_NUM_THREADS", str(given))
+        make_trainer(StageSettings(), settings, tmp_path, None)
+        assert torch.get_num_threads() == given
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        make_trainer(StageSettings(), settings, tmp_path, None)
+        assert torch.get_num_threads() == available_cpus()
+    finally:
+        torch.set_num_threads(before)
