@@ -912,11 +912,15 @@ def _line(name: str, value: object) -> None:
 
 
 def _show_report(result: Any) -> None:
-    table = Table("metric", "value", "interval", "majority class", title=result.headline())
+    from linnet.evaluation.metrics import label
+
+    probe = [] if result.probe is None else ["linear probe"]
+    table = Table("metric", "value", "interval", "majority class", *probe, title=result.headline())
     for name, metric in result.metrics.items():
         interval = "" if metric.low is None else f"{metric.low:.4f} – {metric.high:.4f}"
+        beside = [_number(result.probe.metrics[name])] if probe else []
         table.add_row(
-            name.replace("_", " "), _number(metric.value), interval, _number(metric.baseline)
+            label(name), _number(metric.value), interval, _number(metric.baseline), *beside
         )
     out.print(table)
 

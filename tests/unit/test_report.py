@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from linnet.cli import app
 from linnet.errors import EvaluationError, GraphError, StoreError
 from linnet.evaluation.baselines import FILE, write_probe
 from linnet.evaluation.evaluate import evaluate
@@ -144,6 +146,9 @@ def test_a_linear_probe_stands_beside_the_model(tmp_path: Path, graph: Path, dat
     assert made.probe.metrics["roc_auc"] == 0.5
     assert Report.load(tmp_path / "report") == made
     assert "The linear probe is a ruler" in (tmp_path / "report" / "report.html").read_text()
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "report")]).output
+    assert "linear probe" in shown
+    assert re.search(r"macro F1 .* 0\.1667 +│\n", shown)
 
 
 def test_a_probe_of_other_pictures_or_a_damaged_one_is_an_error(

@@ -16,7 +16,7 @@ from linnet.evaluation.slices import measure_slices, wilson, worst_slice
 from linnet.settings import EvaluateSettings, GateSettings
 from tests.release_parts import write_dataset, write_graph
 
-SETTINGS = EvaluateSettings(bootstrap_samples=100, robustness_pictures=6, slices=("folder",))
+SETTINGS = EvaluateSettings(bootstrap_samples=100, robustness_pictures=6, slices=("size", "folder"))
 PICTURE = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
@@ -111,6 +111,11 @@ def test_a_slice_has_its_count_and_interval_and_the_worst_large_one_is_named() -
 def test_a_column_with_one_value_makes_no_slices() -> None:
     labels = np.zeros(5, np.int64)
     assert measure_slices(labels, labels, {"size": ["8 px"] * 5}, confidence=0.95) == ()
+
+
+def test_the_page_names_a_column_in_which_all_pictures_are_the_same(parts: Path) -> None:
+    page = (parts / "report" / "report.html").read_text(encoding="utf-8")
+    assert "All test pictures are of one size." in page
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

@@ -11,7 +11,7 @@ from linnet.errors import EvaluationError, SettingsError
 from linnet.evaluation.evaluate import evaluate
 from linnet.evaluation.metrics import confusion
 from linnet.evaluation.report import Report
-from linnet.evaluation.thresholds import Aim, fit, sweep
+from linnet.evaluation.thresholds import Aim, curves, fit, sweep
 from linnet.inference.answers import Rule
 from linnet.settings import DecisionSettings, EvaluateSettings
 from tests.graphs import relabel
@@ -156,6 +156,18 @@ def test_a_sweep_counts_what_the_rule_answers() -> None:
         assert table.diagonal().tolist() == hits.tolist()
         assert table.sum(axis=0).tolist() == answered.tolist()
         assert cost == (predicted != labels).sum()
+
+
+def test_a_curve_has_every_threshold_from_0_to_1() -> None:
+    labels, probabilities = made(2, 200)
+    (curve,) = curves(labels, probabilities, TWO, None, DecisionSettings(aim="f1"))
+    assert (curve.threshold[0], curve.threshold[-1]) == (0, 1)
+    assert list(curve.threshold) == sorted(curve.threshold)
+    assert (curve.recall[0], curve.recall[-1]) == (1, 0)
+    assert curve.precision[0] == pytest.approx((labels == 1).mean(), abs=1e-6)
+    assert curve.precision[-1] is None
+    for at, value in zip(curve.threshold[1:-1], curve.value[1:-1], strict=True):
+        assert value == pytest.approx(f1_of_dog(labels, probabilities, at), abs=0.01)
 
 
 def test_coverage_is_the_share_of_validation_that_is_answered() -> None:

@@ -94,6 +94,7 @@ def render(report: Report, predictions: Predictions, pictures: Mapping[str, byte
             severities=SEVERITIES,
             worst=worst_slice(report.slices),
             small=SMALL,
+            undivided=_undivided(report),
             thresholds=lines,
             thresholds_marks=[(at, curve.colour) for curve, at in lines],
             confusions=_confusions(report),
@@ -246,6 +247,12 @@ def _confusions(report: Report, most: int = 10) -> list[Confusion]:
             names = report.classes[true], report.classes[predicted]
             found.append(Confusion(*names, count, count / sum(report.confusion[true])))
     return found
+
+
+def _undivided(report: Report) -> list[str]:
+    """Return the columns that were asked for, and in which all test pictures are the same."""
+    found = {row.by for row in report.slices}
+    return [by for by in report.settings.get("slices", ()) if by not in found]
 
 
 def _priced(report: Report) -> bool:

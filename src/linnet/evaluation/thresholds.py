@@ -26,8 +26,8 @@ _EDGE = 1e-6
 class ThresholdCurve:
     """What one class's threshold does while the others keep their proportions, on validation.
 
-    Each tuple has a value per threshold; `value` is the aim's, precision is null where the class
-    is never answered.
+    Each tuple has a value per threshold, from 0 to 1; `value` is the aim's, precision is null where
+    the class is never answered.
     """
 
     name: str
@@ -341,12 +341,14 @@ def curves(
     for index in [aim.positive] if len(classes) == 2 else range(len(classes)):
         swept = sweep(labels, probabilities, at_present, index, cost=aim.cost)
         keep = np.unique(np.linspace(0, len(swept.threshold) - 1, CURVE_POINTS).round().astype(int))
+        # Below the first threshold and above the last, no answer changes any more.
+        keep = np.r_[keep[0], keep, keep[-1]]
         value = aim.value(swept, support)
         hits, answered = swept.hits[:, index], swept.answered[:, index]
         found.append(
             ThresholdCurve(
                 name=classes[index],
-                threshold=_rounded(swept.threshold[keep]),
+                threshold=(0.0, *_rounded(swept.threshold[keep[1:-1]]), 1.0),
                 value=_rounded(-value[keep] if aim.kind == "cost" else value[keep].clip(min=0)),
                 precision=tuple(
                     round(float(hits[at] / answered[at]), 6) if answered[at] else None
