@@ -54,7 +54,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """One of several values; `labels` tell them apart in tables and in the storage."""
+    """One of several values; `labels` tell them apart in the storage, `words` for people."""
 
     values: tuple[Any, ...]
 
@@ -65,6 +65,25 @@ class Choices:
             value if isinstance(value, str | float | int) else json.dumps(value, sort_keys=True)
             for value in self.values
         ]
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Return what names each group of settings, by label: what sets it apart from the others.
+
+        That is the first setting that differs in all of them, or else those that differ in some.
+        """
+        groups = {json.dumps(v, sort_keys=True): v for v in self.values if isinstance(v, dict)}
+        if len(groups) == 1:
+            return dict.fromkeys(groups, "settings")
+        told = {name: _told(name, groups) for group in groups.values() for name in group}
+        kinds = {name: len(set(words.values())) for name, words in told.items()}
+        apart = [name for name in told if kinds[name] == len(groups)][:1]
+        apart = apart or [n for n in told if kinds[n] > 1 or len(told[n]) < len(groups)]
+        return {
+            label: ", ".join(told[name][label] for name in apart if label in told[name])
+            or "as in train"
+            for label in groups
+        }
 
 
 Dimension = Range | Choices
@@ -135,6 +154,24 @@ def is_active(name: str, drawn: Mapping[str, Any], base: TrainSettings) -> bool:
     if stage in drawn:
         return bool(drawn[stage] != "skip")
     return getattr(base, stage) is not None
+
+
+def _told(name: str, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return a setting as words for each group that has it, by the group's label.
+
+    Text that all of them have stands by itself, files by their names if these differ.
+    """
+    values = {label: group[name] for label, group in groups.items() if name in group}
+    texts = {value for value in values.values() if isinstance(value, str)}
+    short = len({text.rpartition("/")[2] for text in texts}) == len(texts)
+
+    def told(value: Any) -> str:
+        if not isinstance(value, str):
+            return f"{name} {json.dumps(value)}"
+        text = value.rpartition("/")[2] if short else value
+        return text if len(values) == len(groups) and value != "none" else f"{name} {text}"
+
+    return {label: told(value) for label, value in values.items()}
 
 
 def _flat(prefix: str, space: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -74,6 +74,30 @@ def test_the_page_shows_every_trial_and_plot(found: tuple[Path, SearchReport]) -
     assert len(manifest["trials"]) == 6
 
 
+def test_settings_that_go_together_have_the_same_short_name_everywhere_on_the_page(
+    dataset: Path, tmp_path: Path
+) -> None:
+    groups = [{"network": "mlp", "hidden": hidden} for hidden in ([8], [16, 8])]
+    wanted = search(
+        dataset, tmp_path, space={"together": groups}, trials=4, pruner="none", whole={"epochs": 1}
+    )
+    run_trials(wanted)
+    report = conclude(wanted, tmp_path / "found")
+    page = (tmp_path / "found" / "search.html").read_text()
+    shown, _, settings = page.partition("Settings that were drawn together")
+    best = f"hidden {json.loads(report.drawn['together'])['hidden']}"
+    assert f"together <b>{best}</b>" in shown
+    for hidden in ("hidden [8]", "hidden [16, 8]"):
+        assert f"<!-- {hidden} -->" in shown
+        assert f'<td class="drawn">{hidden}</td>' in shown
+    assert "&#34;network" not in shown
+    assert "hidden:\n- 16\n- 8\nnetwork: mlp\n" in settings
+    with (tmp_path / "found" / "trials.csv").open() as file:
+        assert {row["together"] for row in csv.DictReader(file)} == {
+            json.dumps(group, sort_keys=True) for group in groups
+        }
+
+
 def test_trials_are_runs_below_the_searchs_own(found: tuple[Path, SearchReport]) -> None:
     place, report = found
     from linnet.stores.tracking import open_client

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -81,6 +82,50 @@ def test_settings_of_a_group_are_set_together() -> None:
     assert settings.network == "resnet18"
     assert settings.whole is not None
     assert settings.whole.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (
+            [{"batch_size": 32, "network": "resnet18"}, {"batch_size": 32, "network": "mlp"}],
+            ["resnet18", "mlp"],
+        ),
+        ([{"weights": "s3://bucket/old.pth"}, {"weights": "new.pth"}], ["old.pth", "new.pth"]),
+        ([{"weights": "/a/one.pth"}, {"weights": "/b/one.pth"}], ["/a/one.pth", "/b/one.pth"]),
+        ([{"weights": "none"}, {"weights": "/one.pth"}], ["weights none", "one.pth"]),
+        (
+            [
+                {"network": "mlp", "hidden": [24, 8]},
+                {"network": "mlp", "hidden": [64]},
+                {"network": "resnet18"},
+            ],
+            ["mlp, hidden [24, 8]", "mlp, hidden [64]", "resnet18"],
+        ),
+        (
+            [{"batch_size": b, "seed": s, "dropout": 0} for b, s in ((8, 1), (8, 2), (16, 2))],
+            ["batch_size 8, seed 1", "batch_size 8, seed 2", "batch_size 16, seed 2"],
+        ),
+        ([{"network": "mlp"}, {"network": "mlp", "seed": 1}], ["as in train", "seed 1"]),
+    ],
+)
+def test_groups_of_settings_are_named_by_what_sets_them_apart(
+    groups: list[dict[str, Any]], words: list[str]
+) -> None:
+    base = TrainSettings.parse({"network": "resnet18", "weights": "none"})
+    together = read_space({"together": groups}, base)["together"]
+    assert isinstance(together, Choices)
+    labels = [json.dumps(group, sort_keys=True) for group in groups]
+    assert together.words == dict(zip(labels, words, strict=True))
+
+
+def test_stages_are_named_beside_one_that_is_skipped() -> None:
+    space = read_space({"head": ["skip", {"epochs": 2}], "whole": [{"lr": 0.1}, {"lr": 0.2}]}, BASE)
+    head, whole = space["head"], space["whole"]
+    assert isinstance(head, Choices)
+    assert isinstance(whole, Choices)
+    assert list(head.words.values()) == ["settings"]
+    assert list(whole.words.values()) == ["lr 0.1", "lr 0.2"]
 
 
 def test_the_longest_trial_is_known_beforehand() -> None:

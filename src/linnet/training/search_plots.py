@@ -1,8 +1,7 @@
 """A search as pictures: its history, its trials by epoch, what mattered, what went together."""
 
-import json
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 _MOST_TICKS = 12
@@ -78,6 +78,7 @@ def _history(trials: Sequence[Trial], monitor: str, smaller_is_better: bool) -> 
         label="best so far",
     )
     axes.set(xlabel="trial", ylabel=monitor)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
 
@@ -90,6 +91,7 @@ def _epochs(trials: Sequence[Trial], monitor: str) -> Figure:
         epochs = range(1, len(trial.by_epoch) + 1)
         axes.plot(epochs, trial.by_epoch, color=colour, alpha=0.6, marker=".")
     axes.set(xlabel="epoch", ylabel=monitor, title="blue: to the end; grey: stopped early")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -144,33 +146,11 @@ def _column(axes: Axes, x: int, values: Sequence[Any]) -> NDArray[np.float64]:
         steps = max(1, len(kinds) - 1)
         at = {kind: place / steps for place, kind in enumerate(kinds)}
         places = np.array([np.nan if v is None else at[str(v)] for v in values], dtype=float)
-        words = short_words(kinds)
-        ticks = {place: words[kind] for kind, place in list(at.items())[:_MOST_TICKS]}
+        ticks = {place: kind for kind, place in list(at.items())[:_MOST_TICKS]}
     for place, text in ticks.items():
         label = textwrap.fill(text, _LABEL_WIDTH, max_lines=3, placeholder=" …")
         axes.text(x, place, label, fontsize=7, ha="center", va="center", backgroundcolor="w")
     return np.asarray(places, dtype=np.float64)
-
-
-def short_words(choices: Collection[str]) -> dict[str, str]:
-    """Return what names each choice in a plot: itself, or, of settings in JSON, what sets it apart.
-
-    That is the first setting that differs in all of them, or else those that differ in some.
-    """
-    groups = {choice: json.loads(choice) for choice in choices if choice.startswith("{")}
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    kinds = {name: len({str(group.get(name)) for group in groups.values()}) for name in names}
-    apart = [name for name in names if kinds[name] == len(groups)][:1]
-    apart = apart or [name for name in names if kinds[name] > 1]
-    told = {
-        choice: [_word(name, group.get(name)) for name in apart] for choice, group in groups.items()
-    }
-    return {choice: ", ".join(told.get(choice, [choice])) for choice in choices}
-
-
-def _word(name: str, value: Any) -> str:
-    """Return a setting as a word: text by itself, a file by its name, others after their name."""
-    return value.rpartition("/")[2] if isinstance(value, str) else f"{name} {value}"
 
 
 def svg(figure: Figure) -> str:

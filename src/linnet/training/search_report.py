@@ -4,18 +4,20 @@ import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 import optuna
+import yaml
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from linnet import __version__
 from linnet.folders import written_whole
 from linnet.provenance import code_revision
+from linnet.search_space import Choices, Space
 from linnet.settings import RunSettings, TrainSettings
 from linnet.training import search_plots
 from linnet.training.record import is_better
@@ -96,12 +98,14 @@ def conclude(search: Search, destination: Path) -> SearchReport:
             search.settings.trials,
             len(unfinished),
         )
-    plots = search_plots.draw(report.trials, report.importance, report.monitor)
+    space = search.space()
+    named = _named(report, space)
+    plots = search_plots.draw(named.trials, report.importance, report.monitor)
     with written_whole(destination, MANIFEST) as partial:
         best = {"model": search.model, "train": report.settings}
         (partial / BEST).write_text(_json(best), encoding="utf-8")
         _write_table(partial / TRIALS, report.trials)
-        (partial / PAGE).write_text(_page(report, plots), encoding="utf-8")
+        (partial / PAGE).write_text(_page(named, plots, _groups(space)), encoding="utf-8")
         for name, svg in plots.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
         manifest = {
@@ -182,7 +186,30 @@ def _write_table(path: Path, rows: Sequence[TrialRow]) -> None:
             table.writerow((*cells, len(row.by_epoch), *(row.drawn.get(name) for name in names)))
 
 
-def _page(report: SearchReport, plots: Mapping[str, str]) -> str:
+def _named(report: SearchReport, space: Space) -> SearchReport:
+    """Return a report as people read it: with words for the groups of settings drawn."""
+    words = {name: each.words for name, each in space.items() if isinstance(each, Choices)}
+
+    def named(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: words.get(name, {}).get(value, value) for name, value in drawn.items()}
+
+    trials = tuple(replace(row, drawn=named(row.drawn)) for row in report.trials)
+    return replace(report, drawn=named(report.drawn), trials=trials)
+
+
+def _groups(space: Space) -> list[tuple[str, str, str]]:
+    """Return the groups of settings in a space: the dimension, the words for it, the YAML."""
+    return [
+        (name, words, yaml.safe_dump(json.loads(label)))
+        for name, each in space.items()
+        if isinstance(each, Choices)
+        for label, words in each.words.items()
+    ]
+
+
+def _page(
+    report: SearchReport, plots: Mapping[str, str], groups: Sequence[tuple[str, str, str]]
+) -> str:
     loaders = [jinja2.PackageLoader("linnet.training"), jinja2.PackageLoader("linnet.data")]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
@@ -194,7 +221,7 @@ def _page(report: SearchReport, plots: Mapping[str, str]) -> str:
     environment.filters["number"] = _number
     template = environment.get_template("search.html.j2")
     names = sorted({name for row in report.trials for name in row.drawn})
-    return template.render(report=report, plots=plots, names=names, json=_json)
+    return template.render(report=report, plots=plots, groups=groups, names=names, json=_json)
 
 
 def _number(value: Any) -> str:
