@@ -127,7 +127,10 @@ def _places(pictures: Sequence[Path], output: Path | None, method: Method) -> li
     """Return where each picture's overlay goes."""
     if output is not None and len(pictures) == 1 and not output.is_dir():
         if output.suffix.lower() != ".png":
-            raise SettingsError(f"--output {output} is a PNG: give it a name that ends in .png")
+            raise SettingsError(
+                f"--output {output} is no folder yet, and a picture is written as PNG: make the "
+                "folder first, or give a name that ends in .png"
+            )
         return [output]
     folder = output or Path()
     if not folder.is_dir():
