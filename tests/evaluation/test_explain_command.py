@@ -85,7 +85,7 @@ def test_a_checkpoint_is_explained_by_every_method(photo: Path, tmp_path: Path) 
         ({"layer": "blocks.1"}, SettingsError, "is for --method grad_cam, got occlusion"),
         ({"release": None}, SettingsError, "needs either --release"),
         ({"release": "nowhere"}, ReleaseError, "nowhere is not a finished release"),
-        ({"output": Path("overlay.jpg")}, SettingsError, r"overlay.jpg is no folder yet.*ends in \.png"),
+        ({"output": Path("overlay.jpg")}, SettingsError, r"is no folder yet.*ends in \.png"),
         ({"output": Path("absent/overlay.png")}, LinnetError, "no such file or folder"),
     ],
 )
