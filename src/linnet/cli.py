@@ -292,13 +292,14 @@ def search(
     wanted = _settings(settings, overrides)
     # After the settings, because this imports torch, and a wrong space is told at once.
     from linnet.training.search import Search, run_trials
-    from linnet.training.search_report import conclude
+    from linnet.training.search_report import conclude, named
 
     about = Search(
         dataset, wanted.train, wanted.search, wanted.model, workspace, connections_of(workspace)
     )
     run_trials(about)
-    _show(conclude(about, destination), as_json, lambda found: _show_search(found, destination))
+    found = conclude(about, destination)
+    _show(found, as_json, lambda _: _show_search(named(found, about.space()), destination))
 
 
 @app.command(rich_help_panel=STEPS)

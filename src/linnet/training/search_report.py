@@ -99,13 +99,13 @@ def conclude(search: Search, destination: Path) -> SearchReport:
             len(unfinished),
         )
     space = search.space()
-    named = _named(report, space)
-    plots = search_plots.draw(named.trials, report.importance, report.monitor)
+    as_read = named(report, space)
+    plots = search_plots.draw(as_read.trials, report.importance, report.monitor)
     with written_whole(destination, MANIFEST) as partial:
         best = {"model": search.model, "train": report.settings}
         (partial / BEST).write_text(_json(best), encoding="utf-8")
         _write_table(partial / TRIALS, report.trials)
-        (partial / PAGE).write_text(_page(named, plots, _groups(space)), encoding="utf-8")
+        (partial / PAGE).write_text(_page(as_read, plots, _groups(space)), encoding="utf-8")
         for name, svg in plots.items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
         manifest = {
@@ -186,15 +186,15 @@ def _write_table(path: Path, rows: Sequence[TrialRow]) -> None:
             table.writerow((*cells, len(row.by_epoch), *(row.drawn.get(name) for name in names)))
 
 
-def _named(report: SearchReport, space: Space) -> SearchReport:
+def named(report: SearchReport, space: Space) -> SearchReport:
     """Return a report as people read it: with words for the groups of settings drawn."""
     words = {name: each.words for name, each in space.items() if isinstance(each, Choices)}
 
-    def named(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    def told(drawn: Mapping[str, Any]) -> dict[str, Any]:
         return {name: words.get(name, {}).get(value, value) for name, value in drawn.items()}
 
-    trials = tuple(replace(row, drawn=named(row.drawn)) for row in report.trials)
-    return replace(report, drawn=named(report.drawn), trials=trials)
+    trials = tuple(replace(row, drawn=told(row.drawn)) for row in report.trials)
+    return replace(report, drawn=told(report.drawn), trials=trials)
 
 
 def _groups(space: Space) -> list[tuple[str, str, str]]:
