@@ -11,8 +11,9 @@ from linnet.errors import EvaluationError
 from linnet.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from linnet.evaluation.evaluate import evaluate
 from linnet.evaluation.gate import decide, rule_in_words
-from linnet.evaluation.report import Report
-from linnet.evaluation.slices import measure_slices, wilson, worst_slice
+from linnet.evaluation.page import render
+from linnet.evaluation.report import Report, load_predictions
+from linnet.evaluation.slices import Slice, measure_slices, wilson, worst_slice
 from linnet.settings import EvaluateSettings, GateSettings
 from tests.release_parts import write_dataset, write_graph
 
@@ -116,6 +117,20 @@ def test_a_column_with_one_value_makes_no_slices() -> None:
 def test_the_page_names_a_column_in_which_all_pictures_are_the_same(parts: Path) -> None:
     page = (parts / "report" / "report.html").read_text(encoding="utf-8")
     assert "All test pictures are of one size." in page
+
+
+def test_a_slice_is_named_as_the_worst_only_if_it_is_worse_than_all(parts: Path) -> None:
+    report, predictions = Report.load(parts / "report"), load_predictions(parts / "report")
+    overall = report.metrics["accuracy"].value
+    assert overall is not None
+    for accuracy, words in (
+        (overall - 0.1, f"The worst is site a: {overall - 0.1:.3f} accuracy"),
+        (overall, f"No slice of 30 pictures or more is below the {overall:.3f} on all."),
+    ):
+        large = Slice("site", "a", 40, accuracy, 0.0, 1.0, 0.5, small=False)
+        few = Slice("site", "b", 4, 0.0, 0.0, 1.0, 0.5, small=True)
+        changed = dataclasses.replace(report, slices=(large, few))
+        assert words in " ".join(render(changed, predictions, {}).split())
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

@@ -19,7 +19,7 @@ from linnet.evaluation.overlay import COLOURS as COLOUR_SCALE
 from linnet.evaluation.overlay import overlay
 from linnet.evaluation.panels import Panel
 from linnet.evaluation.report import Report
-from linnet.evaluation.slices import SMALL, worst_slice
+from linnet.evaluation.slices import SMALL, Slice, worst_slice
 from linnet.evaluation.thresholds import Aim
 from linnet.inference.predict import Predictions
 from linnet.settings import DecisionSettings, Metric
@@ -92,7 +92,7 @@ def render(report: Report, predictions: Predictions, pictures: Mapping[str, byte
             roc=roc,
             pr=pr,
             severities=SEVERITIES,
-            worst=worst_slice(report.slices),
+            worst=_worst(report),
             small=SMALL,
             undivided=_undivided(report),
             thresholds=lines,
@@ -247,6 +247,12 @@ def _confusions(report: Report, most: int = 10) -> list[Confusion]:
             names = report.classes[true], report.classes[predicted]
             found.append(Confusion(*names, count, count / sum(report.confusion[true])))
     return found
+
+
+def _worst(report: Report) -> Slice | None:
+    """Return the worst slice, if it is worse than all pictures are."""
+    found, overall = worst_slice(report.slices), report.metrics["accuracy"].value
+    return None if found is None or overall is None or found.accuracy >= overall else found
 
 
 def _undivided(report: Report) -> list[str]:

@@ -192,7 +192,7 @@ def decide(
 ) -> Precision:
     """Return the one of the `sides` that serves.
 
-    The smaller one, if its accuracy falls by less than the setting and it is faster at any batch.
+    The smaller one, if its accuracy falls by less than the setting and every batch is faster.
     """
     fp32, small, most = sides["fp32"], sides[name], settings.max_accuracy_loss
     loss = fp32.accuracy - small.accuracy
