@@ -309,8 +309,10 @@ class SearchSettings(Settings):
     sampler: Literal["tpe", "random"] = Field(
         "tpe", description="how trials are drawn; tpe: where earlier ones were good"
     )
-    pruner: Literal["median", "hyperband", "none"] = Field(
-        "median", description="which trials are stopped early; median: those worse than most"
+    pruner: Literal["median", "halving", "hyperband", "none"] = Field(
+        "median",
+        description="which trials are stopped early; median: those worse than most; halving: all "
+        "but the best third, after startup_epochs, three times as many, and so on",
     )
     startup_trials: Count = Field(
         5, description="trials that are drawn at random and, with pruner median, never stopped"

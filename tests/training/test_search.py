@@ -175,6 +175,18 @@ def test_every_pruner_runs(dataset: Path, tmp_path: Path, pruner: str) -> None:
     assert run_trials(wanted) == 3
 
 
+def test_halving_lets_nothing_past_its_first_look_but_the_best(
+    dataset: Path, tmp_path: Path
+) -> None:
+    wanted = search(dataset, tmp_path, pruner="halving", sampler="random", trials=5)
+    run_trials(wanted)
+    trials = conclude(wanted, tmp_path / "found").trials
+    first = [row.by_epoch[0] for row in trials]
+    best_so_far = [value == max(first[: place + 1]) for place, value in enumerate(first)]
+    assert [len(row.by_epoch) > 1 for row in trials] == best_so_far
+    assert False in best_so_far
+
+
 def test_a_smaller_loss_is_better(dataset: Path, tmp_path: Path) -> None:
     wanted = search(dataset, tmp_path, trials=3, train={"monitor": "val_loss"}, pruner="none")
     run_trials(wanted)

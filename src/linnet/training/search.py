@@ -308,8 +308,10 @@ def _sampler(settings: SearchSettings, place: int) -> optuna.samplers.BaseSample
 def _pruner(settings: SearchSettings, epochs: int) -> optuna.pruners.BasePruner:
     if settings.pruner == "none":
         return optuna.pruners.NopPruner()
+    least = min(settings.startup_epochs, epochs)
+    if settings.pruner == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=3)
     if settings.pruner == "hyperband":
-        least = min(settings.startup_epochs, epochs)
         return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=epochs)
     return optuna.pruners.MedianPruner(settings.startup_trials, settings.startup_epochs)
 
