@@ -316,7 +316,7 @@ def test_a_graph_that_cannot_be_quantized_is_served_in_fp32_with_the_reason(
 def test_too_few_training_pictures_to_calibrate_on_is_an_error_that_names_the_setting(
     tmp_path: Path, dataset: Path
 ) -> None:
-    with pytest.raises(DatasetError, match=r"60 training pictures.*128.*_pictures lower \(32 at least"):
+    with pytest.raises(DatasetError, match=r"60 training pictures.*128.*lower \(32 at least"):
         export(
             write_checkpoint(tmp_path / "c"),
             dataset,

@@ -45,8 +45,8 @@ def check_calibration(dataset: Dataset, settings: ExportSettings) -> None:
     if settings.int8 != "off" and found < wanted:
         raise DatasetError(
             f"the dataset {dataset.path} has {found} training pictures, int8 is to be calibrated "
-            f"on {wanted}: set export.int8_calibration_pictures lower (32 at least), or export.int8 "
-            "to off"
+            f"on {wanted}: set export.int8_calibration_pictures lower (32 at least), or "
+            "export.int8 to off"
         )
 
 
