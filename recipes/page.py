@@ -1,5 +1,6 @@
 """Write docs/recipes.md and its plots from the records: `python -m recipes.page`."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import jinja2
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from linnet.search_space import Choices
 from linnet.training import search_plots
 from recipes.plan import FOLDER, Plan, read_plan
 from recipes.record import Record, best_of_studies, members, read_records
@@ -93,10 +95,22 @@ def drawn(plan: Plan, records: Mapping[str, Record]) -> dict[str, str]:
             plots[study] = by_epoch(lines, "validation accuracy")
     for name, record in records.items():
         if record.search is not None:
-            trials = [SimpleNamespace(**trial) for trial in record.search["trials"]]
+            trials = [SimpleNamespace(**trial) for trial in _named(record.search["trials"])]
             found = search_plots.draw(trials, record.search["importance"], record.monitor)
             plots |= {f"{name}-{plot}": svg for plot, svg in found.items()}
     return plots
+
+
+def _named(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return trials with words for groups of settings, as a search's own page has them."""
+    drawn = {value for trial in trials for value in trial["drawn"].values()}
+    groups = sorted(each for each in drawn if isinstance(each, str) and each.startswith("{"))
+    words = Choices(tuple(json.loads(group) for group in groups)).words
+
+    def named(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: words.get(value, value) for name, value in drawn.items()}
+
+    return [{**trial, "drawn": named(trial["drawn"])} for trial in trials]
 
 
 def by_epoch(lines: Mapping[str, Sequence[float]], what: str) -> str:

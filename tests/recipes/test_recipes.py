@@ -20,7 +20,7 @@ from linnet.settings import RunSettings, TrainSettings
 from linnet.training import fit
 from linnet.training.search import Search, run_trials
 from linnet.training.search_report import conclude
-from recipes.page import DOCS, interval, render
+from recipes.page import DOCS, drawn, interval, render
 from recipes.plan import FOLDER, overrides, read_plan, settings_of
 from recipes.record import (
     RESULTS,
@@ -164,6 +164,13 @@ def test_a_trial_is_told_by_what_differs_between_trials() -> None:
 def test_the_page_is_what_the_records_make() -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     assert page == render(read_plan(), read_records()), "make docs/recipes.md"
+
+
+def test_plots_of_searches_name_groups_of_settings_by_what_sets_them_apart() -> None:
+    plots = drawn(read_plan(), read_records())
+    shown = plots["scenes-search-parallel-coordinates"]
+    assert "<!-- spnasnet_100 -->" in shown
+    assert '{"' not in shown
 
 
 def test_every_record_is_of_a_planned_run() -> None:
