@@ -252,6 +252,21 @@ def test_a_storage_of_no_known_kind_is_an_error(dataset: Path, tmp_path: Path, u
         run_trials(search(dataset, tmp_path, storage=url))
 
 
+def test_a_storage_in_a_folder_that_cannot_be_made_is_an_error(
+    dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    url = f"sqlite:///{tmp_path}/taken/search.db"
+    with pytest.raises(StoreUnreachableError, match=r"the folder .*taken can't be made"):
+        run_trials(search(dataset, tmp_path, storage=url))
+
+
+@pytest.mark.parametrize("url", ["sqlite:///", "sqlite://"])
+def test_a_storage_without_a_file_is_an_error(dataset: Path, tmp_path: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match="names no file"):
+        run_trials(search(dataset, tmp_path, storage=url))
+
+
 def in_children(dataset: Path, workspace: Path, *how: str) -> None:
     script = [sys.executable, "-W", "error", "-m", "tests.training.killed_search"]
     command = [*script, dataset, workspace, *how]

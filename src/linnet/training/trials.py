@@ -76,7 +76,7 @@ def open_study(
     """
     sqlite = url.startswith("sqlite:")
     if sqlite:
-        Path(urlsplit(url).path.removeprefix("/")).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(url)
     uri = with_driver(url)
     options: dict[str, Any] = {"connect_args": {"connect_timeout": _CONNECT_S}}
     if sqlite:
@@ -95,6 +95,23 @@ def open_study(
             return optuna.create_study(study_name=name, direction=direction, **wanted), True
         except DuplicatedStudyError:
             return optuna.load_study(study_name=name, **wanted), False
+
+
+def _make_folder(url: str) -> None:
+    """Make the folder that a SQLite file is to lie in."""
+    path = Path(urlsplit(url).path.removeprefix("/"))
+    if not path.name:
+        raise SettingsError(
+            f"search storage {url} names no file: write sqlite:///search.db, or four slashes "
+            "before a path from the root"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnreachableError(
+            f"search storage {url}: the folder {path.parent} can't be made ({error.strerror}): "
+            "name a file in a folder that can be written to"
+        ) from error
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
