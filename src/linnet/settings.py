@@ -311,11 +311,11 @@ class SearchSettings(Settings):
     )
     pruner: Literal["median", "halving", "hyperband", "none"] = Field(
         "median",
-        description="which trials are stopped early; median: those worse than most complete ones; "
-        "halving: all but the best third, after startup_epochs, three times as many, and so on",
+        description="which trials are stopped early; median: those worse than most; halving: all "
+        "but the best third, after startup_epochs, three times as many, and so on",
     )
     startup_trials: Count = Field(
-        5, description="trials that are drawn at random, before tpe draws where those were good"
+        5, description="trials that are drawn at random and, with pruner median, never stopped"
     )
     startup_epochs: Count = Field(2, description="epochs before a trial may be stopped")
     workers: Count = Field(1, description="trials that a pipeline runs at the same time")
