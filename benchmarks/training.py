@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from linnet.settings import Augmentation, StageSettings, TrainSettings
+from linnet.training.arithmetic import spare_strided_depthwise
 from linnet.training.network import Classifier, build
 from linnet.training.record import Row
 from linnet.training.stage import Pictures, train_stage
@@ -101,6 +102,7 @@ class _Limit:
         side, self.batch_size = wanted.size_px, wanted.batch_size
         channels_last = torch.channels_last
         network = build(wanted.network, CLASSES).train()
+        spare_strided_depthwise(network)
         self.network = network.to(memory_format=channels_last)
         batch = torch.randn(self.batch_size, 3, side, side)
         self.batch = batch.contiguous(memory_format=channels_last)
