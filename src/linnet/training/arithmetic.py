@@ -61,7 +61,7 @@ def spare_strided_depthwise(network: nn.Module) -> None:
     a third of MobileNetV2's step; all other layers are faster in bf16.
     """
     for layer in network.modules():
-        if not isinstance(layer, nn.Conv2d) or type(layer) is not nn.Conv2d:
+        if type(layer) is not nn.Conv2d:
             continue
         if layer.groups == layer.in_channels > 1 and max(layer.stride) > 1:
             layer.__class__ = LearntInFloat32
