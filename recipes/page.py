@@ -10,6 +10,7 @@ import jinja2
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from linnet.evaluation.metrics import label
 from linnet.search_space import Choices
 from linnet.training import search_plots
 from recipes.plan import FOLDER, Plan, read_plan
@@ -38,7 +39,12 @@ def render(plan: Plan, records: Mapping[str, Record]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"interval": interval, "weights": weights, "number": number}
+    environment.filters |= {
+        "interval": interval,
+        "label": label,
+        "number": number,
+        "weights": weights,
+    }
     template = environment.get_template("recipes.md.j2")
     best = best_of_studies(plan, records)
     studies = {
